@@ -3,71 +3,87 @@
 A clip becomes a grid of patch tokens, and attention must decide which of them look at which. Looking at all
 of them costs the square of their number, so every paper here answers one question: who may see whom?
 
-NOTATION    the same letters everywhere, in shapes, in einops patterns and in formulas
+NOTATION    the same letters everywhere: in shapes, in einops patterns, in formulas
     B   clips in the batch                      D   width of a token
     T   frames after tokenisation               h   heads
     H   rows of the patch grid                  d   width of a head, d = D / h
-    W   columns of the patch grid               C   class tokens: 0, 1, or T (one per frame)
-    S   patches in a frame, S = H * W           K   classes
+    W   columns of the patch grid               P   prototypes or landmarks
+    S   patches in a frame, S = H * W           M   random features
+    C   class tokens: 0, 1, or T (one a frame)  K   classes
     N   tokens, N = C + T * S                   grid   the triple (T, H, W)
 
-    A video is (B, channels, frames, height, width). Tokens are (B, C + T*S, D): the class tokens first, then
-    the patches frame by frame and row by row, so that patch (t, y, x) is number C + t*S + y*W + x.
+    A video is (B, channels, frames, height, width). Tokens are (B, C + T*S, D): class tokens first, then the
+    patches frame by frame and row by row, so that patch (t, y, x) is token C + t*S + y*W + x.
     T, H and W belong to the call: a model built for 8 frames of 14 x 14 patches also runs 5 frames of 9 x 13.
-    Costs are multiply-accumulates for one clip (B = 1). A comment  # (B, h, N, d)  is the shape just made.
+    A comment such as  # (B, h, N, d)  is the shape of what its line has just made.
 
 SKELETON    each mechanism is
-    1. a pure function on q, k, v (B, h, N, d), projected and split into heads, and the grid (T, H, W);
-    2. a module around it that holds the projections: module(x, (T, H, W)) with x (B, C + T*S, D).
-    In a picture, Q is the patch that asks and # is a patch that it sees, over four frames of 4 x 6 patches.
+    1. a pure function of q, k and v (B, h, C + T*S, d), projected and split into heads, and the grid (T, H,
+       W), which returns the same shape;
+    2. a module that holds the projections: module(x, (T, H, W)) with x (B, C + T*S, D) returns the same
+       shape.
+    In its picture Q is the patch that asks and # what it sees, in four frames of 4 x 6 patches. Its cost is
+    in multiply-accumulates for one clip, without the projections, which cost 4*N*D**2 in every mechanism.
 
-CONTENTS    search for the words on the left
+CONTENTS    search for the words in capitals
     SOFTMAX ATTENTION       attend
-    CLASS TOKENS AND GROUPS count_class_tokens, attend_within_frames, attend_in_boxes
-    PROJECTIONS             Attention, the module that every mechanism fills in
-    SPACE                   space_attention              TimeSformer (S)
-    JOINT SPACE-TIME        joint_attention              TimeSformer (ST), ViViT model 1
-    DIVIDED                 time_attention, then space   TimeSformer (T+S)
-    SPARSE LOCAL-GLOBAL     local_attention, global_attention   TimeSformer (L+G)
-    AXIAL                   time, width_attention, height_attention   TimeSformer (T+W+H)
-    THE TABLE               ATTENTION: a scheme is a list of steps
+    GROUPS OF TOKENS        count_class_tokens, attend_within_frames, attend_in_boxes
+    PROJECTIONS             Attention: what every module shares
+    SPACE                   space_attention                              TimeSformer (S)
+    JOINT SPACE-TIME        joint_attention                              TimeSformer (ST), ViViT
+    DIVIDED                 time_attention, then space                   TimeSformer (T+S)
+    SPARSE LOCAL-GLOBAL     local_attention, then global_attention       TimeSformer (L+G)
+    AXIAL                   time, width_attention, height_attention      TimeSformer (T+W+H)
+    POOLED                  pooled_attention                             MViT, simplified
+    SPACE-TIME MIXING       borrow, mixing_attention                     X-ViT
+    SUMMARY TOKENS          summary_attention                            X-ViT
+    TRAJECTORY              attend_per_frame, trajectory_attention       Motionformer
+    ORTHOFORMER             most_orthogonal_subset, choose_prototypes, orthoformer_attention   Motionformer
+    NYSTROM                 segment_means, iterative_inverse, nystrom_attention                Nystromformer
+    LINEAR                  attend_linearly, linear_attention            LVT
+    FEATURE FIXATION        fixate                                       LVT
+    NEIGHBOURHOOD ASSOCIATION   borrow_from_neighbours                   LVT
+    PERFORMER               favor_features, performer_attention          Performer (FAVOR+)
+    THE TABLE               ATTENTION: a scheme is a short list of steps
     TOKENS                  PatchEmbedding, PositionEmbedding
-    BLOCK                   StochasticDepth, MLP, Block
+    BLOCKS                  StochasticDepth, MLP, Block
+    HEADS                   TemporalAttentionHead (X-ViT), Head
     THE BACKBONE            VideoTransformer, preset
 
-PAPERS
-    TimeSformer  "Is Space-Time Attention All You Need for Video Understanding?"  arXiv 2102.05095
-    ViViT        "ViViT: A Video Vision Transformer"                              arXiv 2103.15691
+PAPERS      all at arxiv.org/abs/
+    TimeSformer    2102.05095   Is Space-Time Attention All You Need for Video Understanding?
+    Motionformer   2106.05392   Keeping Your Eye on the Ball: Trajectory Attention in Video Transformers
+    X-ViT          2106.05968   Space-time Mixing Attention for Video Transformer
+    LVT            2210.08164   Linear Video Transformer with Feature Fixation
+    ViViT          2103.15691   ViViT: A Video Vision Transformer
+    compared with  Nystromformer 2102.03902, Performer 2009.14794, MViT 2104.11227
 """
 
 import math
+from functools import partial
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from einops import rearrange, reduce, repeat
 
-# ============================================================================================================
-# SOFTMAX ATTENTION
-# ============================================================================================================
+# ==== SOFTMAX ATTENTION =====================================================================================
 
 
 def attend(q, k, v, return_weights=False):
     """Exact softmax attention: every query takes a weighted mean of the values.
 
-        out_i = sum_j softmax_j(q_i . k_j / sqrt(d)) v_j                     (TimeSformer, equations 5 and 7)
+        out_i = sum_j softmax_j(q_i . k_j / sqrt(d)) v_j
 
-    q (..., I, d), k (..., J, d), v (..., J, d) -> (..., I, d); the leading axes are attended independently.
-    With return_weights also the weights (..., I, J), by the readable path; without, torch's fused kernel
-    computes the same numbers and never stores the I x J table.
+    q (..., I, d), k (..., J, d), v (..., J, e) -> (..., I, e); the leading axes are attended independently.
+    With return_weights also the weights (..., I, J), by the readable path. Without, torch's fused kernel
+    computes the same numbers and need not store the I x J table.
 
-    Cost    2*I*J*d
+    Cost          I*J*(d + e)
     """
-    if q.shape[-1] != k.shape[-1] or k.shape[:-1] != v.shape[:-1]:
-        raise ValueError(
-            f"attend needs q (..., I, d), k (..., J, d) and v (..., J, d), "
-            f"got {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
-        )
+    if q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
+        shapes = f"{tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
+        raise ValueError(f"attend needs q (..., I, d), k (..., J, d) and v (..., J, e), got {shapes}")
     if not return_weights:
         return F.scaled_dot_product_attention(q, k, v)
     scores = torch.einsum("...id,...jd->...ij", q, k) / math.sqrt(q.shape[-1])
@@ -75,9 +91,7 @@ def attend(q, k, v, return_weights=False):
     return torch.einsum("...ij,...jd->...id", weights, v), weights
 
 
-# ============================================================================================================
-# CLASS TOKENS AND GROUPS      most mechanisms are exact attention, but inside small groups of patches
-# ============================================================================================================
+# ==== GROUPS OF TOKENS: many mechanisms are exact attention, but inside small groups ========================
 
 
 def count_class_tokens(x, grid):
@@ -95,12 +109,13 @@ def count_class_tokens(x, grid):
     return C
 
 
-def attend_within_frames(q, k, v, grid, pattern, kernel=F.scaled_dot_product_attention):
+def attend_within_frames(q, k, v, grid, pattern, kernel=attend, summary=False):
     """Attention inside groups of patches of one frame, `pattern` saying in einops what a group is.
 
-    q, k, v (B, h, C + T*S, d) -> the same shape. "B h (T H W) d -> (B T H) h W d" makes every row a group.
-    A class token joins every group of its frame, and what it becomes is the mean of what its copies found; a
-    clip's only class token is copied into every frame in this way. `kernel` attends inside the groups.
+    q, k, v (B, h, C + T*S, d) -> the same shape. "B h (T H W) d -> (B T H) h W d" makes every row a group. A
+    class token joins every group of its frame, and what it becomes is the mean of what its copies found; a
+    clip's only class token is copied into every frame in this way. With `summary` the mean of every frame's
+    patches joins the keys and values of every group. `kernel` attends inside the groups.
     """
     T, H, W = grid
     B, h, N, d = q.shape
@@ -108,20 +123,22 @@ def attend_within_frames(q, k, v, grid, pattern, kernel=F.scaled_dot_product_att
     if C not in (0, 1, T):
         raise ValueError(f"{N} tokens are not the grid's {T}*{H}*{W} patches after 0, 1 or {T} class tokens")
     groups = []
-    for x in (q, k, v):
+    for i, x in enumerate((q, k, v)):
         group = rearrange(x[:, :, C:], pattern, T=T, H=H, W=W)
-        L = group.shape[2]
-        n = H * W // L  # groups in a frame
+        n = H * W // group.shape[2]  # groups in a frame
+        parts = [group]
         if C > 0:
             class_token = x[:, :, :C].expand(B, h, T, d)  # (B, h, T, d)
-            class_token = repeat(class_token, "B h T d -> (B T n) h 1 d", n=n)  # (B*T*n, h, 1, d)
-            group = torch.cat([class_token, group], dim=2)  # (B*T*n, h, 1 + L, d)
-        groups.append(group)
+            parts.insert(0, repeat(class_token, "B h T d -> (B T n) h 1 d", n=n))
+        if summary and i > 0:
+            means = reduce(x[:, :, C:], "B h (T S) d -> B h T d", "mean", T=T)  # (B, h, T, d)
+            parts.append(repeat(means, "B h R d -> (B T n) h R d", T=T, n=n))
+        groups.append(torch.cat(parts, dim=2))
     out = kernel(*groups)
-    patches_to_groups = pattern.split(" -> ")
-    patches = rearrange(out[:, :, min(C, 1) :], " -> ".join(reversed(patches_to_groups)), T=T, H=H, W=W)
+    backwards = " -> ".join(reversed(pattern.split(" -> ")))
+    patches = rearrange(out[:, :, min(C, 1) :], backwards, T=T, H=H, W=W)  # (B, h, N - C, d)
     if C == 0:
-        return patches  # (B, h, N, d)
+        return patches
     class_token = reduce(out[:, :, :1], "(B T n) h 1 d -> B h T d", "mean", T=T, n=n)  # (B, h, T, d)
     if C == 1:
         class_token = class_token.mean(dim=2, keepdim=True)  # (B, h, 1, d)
@@ -129,84 +146,78 @@ def attend_within_frames(q, k, v, grid, pattern, kernel=F.scaled_dot_product_att
 
 
 def attend_in_boxes(q, k, v, grid, boxes):
-    """Attention inside boxes, each a triple of slices over frames, rows and columns, that tile the clip.
+    """Attention inside boxes, each a triple of slices over frames, rows and columns; they tile the clip.
 
     q, k, v (B, h, C + T*S, d) -> the same shape. Boxes may differ in size, so an odd grid needs no padding.
     The class tokens join every box, and what they become is the mean of what they found.
     """
-    N = q.shape[2]
+    B, h, N, d = q.shape
     C = count_class_tokens(q, grid)
     number = torch.arange(N, device=q.device)  # (N,)
-    place = number[C:].view(grid)  # (T, H, W): the number of each patch
+    place = number[C:].view(grid)  # grid
     boxes = [place[box].flatten() for box in boxes]
     boxes = [box for box in boxes if len(box) > 0]  # an axis of length one has no second half
     found = []
     for box in boxes:
         tokens = torch.cat([number[:C], box])  # (C + len(box),)
-        found.append(F.scaled_dot_product_attention(q[:, :, tokens], k[:, :, tokens], v[:, :, tokens]))
+        found.append(attend(q[:, :, tokens], k[:, :, tokens], v[:, :, tokens]))
     class_tokens = torch.stack([x[:, :, :C] for x in found]).mean(dim=0)  # (B, h, C, d)
-    patches = torch.cat([x[:, :, C:] for x in found], dim=2)  # (B, h, N - C, d): box after box
-    patches = patches[:, :, torch.cat(boxes).argsort()]  # (B, h, N - C, d): frame by frame
+    patches = torch.cat([x[:, :, C:] for x in found], dim=2)  # (B, h, N - C, d), box after box
+    patches = patches[:, :, torch.cat(boxes).argsort()]  # (B, h, N - C, d), frame after frame
     return torch.cat([class_tokens, patches], dim=2)  # (B, h, N, d)
 
 
-# ============================================================================================================
-# PROJECTIONS      what every attention module shares; a mechanism fills in `mechanism`
-# ============================================================================================================
+# ==== PROJECTIONS: what every attention module shares; a mechanism fills in `mechanism` =====================
 
 
 class Attention(nn.Module):
-    """Project to q, k, v, let the mechanism attend, project back.
+    """Project to q, k and v, let the mechanism attend, project back.
 
-    module(x, (T, H, W)) with x (B, C + T*S, D) -> (B, C + T*S, D)
+    module(x, (T, H, W)) with x (B, C + T*S, D) -> the same shape; **options are those of the mechanism.
 
     With zero_init one more D x D layer follows, all zeros at first: a block of several steps then starts as
     if it had only the last, an image transformer whose new branches grow from nothing (TimeSformer's released
     code; the paper does not mention the layer but counts its parameters).
 
-    Cost    4*N*D**2 beside the mechanism's own, 5*N*D**2 with zero_init
+    Cost          4*N*D**2        beside the mechanism's own; 5*N*D**2 with zero_init
     """
 
-    def __init__(self, dim, heads, dropout=0.0, zero_init=False):
+    def __init__(self, dim, heads, dropout=0.0, zero_init=False, qkv_bias=True, **options):
         super().__init__()
         if heads < 1 or dim % heads != 0:
             raise ValueError(f"width dim={dim} does not divide into heads={heads}; use a multiple of heads")
         self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.options = options
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
         self.zero = nn.Linear(dim, dim) if zero_init else None
 
-    def mechanism(self, q, k, v, grid):
-        """q, k, v (B, h, C + T*S, d) -> (B, h, C + T*S, d)"""
+    def mechanism(self, q, k, v, grid, **options):
+        """q, k, v (B, h, C + T*S, d) -> the same shape"""
         raise NotImplementedError
 
     def forward(self, x, grid):
+        B, N, D = x.shape
         q, k, v = self.project(x)
-        return self.merge(self.mechanism(q, k, v, grid))
+        return self.merge(self.mechanism(q, k, v, grid, **self.options))  # (B, N, D)
 
     def project(self, x):
-        """x (B, N, D) -> q, k, v (B, h, N, d) each"""
-        qkv = self.qkv(x)
-        return rearrange(qkv, "B N (three h d) -> three B h N d", three=3, h=self.heads).unbind(0)
+        """x (B, N, D) -> q, k and v (B, h, N, d)"""
+        qkv = rearrange(self.qkv(x), "B N (three h d) -> three B h N d", three=3, h=self.heads)
+        return qkv.unbind(dim=0)
 
     def merge(self, x):
         """x (B, h, N, d) -> (B, N, D)"""
-        B, h, N, d = x.shape
-        x = rearrange(x, "B h N d -> B N (h d)")  # (B, N, h*d)
-        x = self.dropout(self.proj(x))
+        x = self.dropout(self.proj(rearrange(x, "B h N d -> B N (h d)")))
         return x if self.zero is None else self.zero(x)
 
 
-# ============================================================================================================
-# SPACE      every patch sees its own frame                                   TimeSformer (S), equation 6
-# ============================================================================================================
+# ==== SPACE: every patch sees its own frame ============================= TimeSformer (S), equation 6 =======
 
 
 def space_attention(q, k, v, grid):
-    """Attention inside each frame. Frames never meet, so the order of the frames cannot matter.
-
-    q, k, v (B, h, C + T*S, d) -> (B, h, C + T*S, d)
+    """Attention inside each frame. Frames never meet, so their order cannot matter.
 
         t=0     t=1     t=2     t=3
         ......  ######  ......  ......
@@ -215,27 +226,22 @@ def space_attention(q, k, v, grid):
         ......  ######  ......  ......
 
     Class token   One per clip is copied into every frame, the T results averaged; one per frame stays there.
-    Cost          2*T*(S + C)**2*D for C = 0 or 1
-    Differs       The paper lets the class token's own query see what is left open; this is its released code.
-    Copy with     attend_within_frames
+    Cost          2*T*(S + C)**2*D        with C = 0 or 1
+    Differs       The paper leaves open what the class token's own query sees; this is its released code.
+    Copy with     attend, attend_within_frames
     """
     return attend_within_frames(q, k, v, grid, "B h (T H W) d -> (B T) h (H W) d")
 
 
 class SpaceAttention(Attention):
-    def mechanism(self, q, k, v, grid):
-        return space_attention(q, k, v, grid)
+    mechanism = staticmethod(space_attention)
 
 
-# ============================================================================================================
-# JOINT SPACE-TIME      every patch sees the whole clip            TimeSformer (ST), equation 5; ViViT model 1
-# ============================================================================================================
+# ==== JOINT SPACE-TIME: every patch sees the whole clip ============ TimeSformer (ST), equation 5; ViViT ====
 
 
 def joint_attention(q, k, v, grid):
     """Attention over all tokens at once: the most it can see, and the price that the others avoid.
-
-    q, k, v (B, h, C + T*S, d) -> (B, h, C + T*S, d)
 
         t=0     t=1     t=2     t=3
         ######  ######  ######  ######
@@ -251,20 +257,15 @@ def joint_attention(q, k, v, grid):
 
 
 class JointAttention(Attention):
-    def mechanism(self, q, k, v, grid):
-        return joint_attention(q, k, v, grid)
+    mechanism = staticmethod(joint_attention)
 
 
-# ============================================================================================================
-# DIVIDED      first the same place in every frame, then the own frame     TimeSformer (T+S), equations 12-13
-# ============================================================================================================
+# ==== DIVIDED: the same place in every frame, then the own frame === TimeSformer (T+S), equations 12-13 =====
 
 
-def time_attention(q, k, v, grid):
+def time_attention(q, k, v, grid, kernel=attend):
     """Attention along time at one place. Space attention after it, with weights of its own, makes it divided
-    attention: two cheap steps, and every patch has heard from the whole clip.
-
-    q, k, v (B, h, C + T*S, d) -> (B, h, C + T*S, d)
+    attention: two cheap steps, and every patch has heard from the whole clip. `kernel` does the attending.
 
         t=0     t=1     t=2     t=3
         ......  ......  ......  ......
@@ -278,33 +279,29 @@ def time_attention(q, k, v, grid):
     Copy with     attend, count_class_tokens
     """
     T, H, W = grid
-    C = count_class_tokens(q, grid)
     B, h, N, d = q.shape
-    columns = "B h (T H W) d -> (B H W) h T d"
-    q, k, v = (rearrange(x[:, :, C:], columns, T=T, H=H, W=W) for x in (q, k, v))  # (B*H*W, h, T, d)
-    out = rearrange(attend(q, k, v), "(B H W) h T d -> B h (T H W) d", H=H, W=W)  # (B, h, T*H*W, d)
+    C = count_class_tokens(q, grid)
+    places = "B h (T H W) d -> (B H W) h T d"
+    q, k, v = (rearrange(x[:, :, C:], places, T=T, H=H, W=W) for x in (q, k, v))  # (B*H*W, h, T, d)
+    out = rearrange(kernel(q, k, v), "(B H W) h T d -> B h (T H W) d", H=H, W=W)  # (B, h, T*H*W, d)
     return F.pad(out, (0, 0, C, 0))  # (B, h, N, d)
 
 
 class TimeAttention(Attention):
-    def mechanism(self, q, k, v, grid):
-        return time_attention(q, k, v, grid)
+    mechanism = staticmethod(time_attention)
 
     def forward(self, x, grid):
+        B, N, D = x.shape
         C = count_class_tokens(x, grid)
-        out = super().forward(x[:, C:], grid)
-        return F.pad(out, (0, 0, C, 0))  # x.shape: not even a bias reaches the class token
+        patches = super().forward(x[:, C:], grid)  # (B, N - C, D)
+        return F.pad(patches, (0, 0, C, 0))  # (B, N, D), not even a bias reaches the class token
 
 
-# ============================================================================================================
-# SPARSE LOCAL-GLOBAL      a quarter of the frame in all frames, then every other patch    TimeSformer (L+G)
-# ============================================================================================================
+# ==== SPARSE LOCAL-GLOBAL: a quarter of all frames, then every other patch ======== TimeSformer (L+G) =======
 
 
 def local_attention(q, k, v, grid):
     """Attention inside one of four windows, each half the rows and half the columns, through all frames.
-
-    q, k, v (B, h, C + T*S, d) -> (B, h, C + T*S, d)
 
         t=0     t=1     t=2     t=3
         ###...  ###...  ###...  ###...
@@ -313,24 +310,21 @@ def local_attention(q, k, v, grid):
         ......  ......  ......  ......
 
     Class token   Joins all four windows; the mean of what it finds there is its result.
-    Cost          8*(C + T*S/4)**2*D for even H and W
+    Cost          8*(C + T*S/4)**2*D        with H and W even
     Differs       No code was released. The paper asks for the neighbouring T x H/2 x W/2 patches and leaves
-                  the borders open. A window around each query would gather T*S/4 keys for every patch;
-                  here the frame is cut into four windows that their patches share, like Swin's and MaxViT's,
-                  and the global step joins what the cuts part.
-    Copy with     attend_in_boxes, count_class_tokens
+                  the borders open. A window around each query would gather T*S/4 keys for every patch; here
+                  the frame is cut into four windows that their patches share, as in Swin and MaxViT, and
+                  the global step joins what the cuts part.
+    Copy with     attend, count_class_tokens, attend_in_boxes
     """
     T, H, W = grid
-    clip, top, bottom = slice(0, T), slice(0, (H + 1) // 2), slice((H + 1) // 2, H)
-    left, right = slice(0, (W + 1) // 2), slice((W + 1) // 2, W)
-    boxes = [(clip, rows, columns) for rows in (top, bottom) for columns in (left, right)]
-    return attend_in_boxes(q, k, v, grid, boxes)
+    rows = slice(0, (H + 1) // 2), slice((H + 1) // 2, H)
+    columns = slice(0, (W + 1) // 2), slice((W + 1) // 2, W)
+    return attend_in_boxes(q, k, v, grid, [(slice(0, T), y, x) for y in rows for x in columns])
 
 
 def global_attention(q, k, v, grid):
     """Attention over every other frame, row and column: an eighth of the clip, spread over all of it.
-
-    q, k, v (B, h, C + T*S, d) -> (B, h, C + T*S, d)
 
         t=0     t=1     t=2     t=3
         ......  ......  ......  ......
@@ -339,35 +333,29 @@ def global_attention(q, k, v, grid):
         ......  #.#.#.  ......  #.#.#.
 
     Class token   Joins all eight lattices; the mean of what it finds there is its result.
-    Cost          16*(C + T*S/8)**2*D for even T, H and W
+    Cost          16*(C + T*S/8)**2*D        with T, H and W even
     Differs       No code was released. The paper asks for stride 2 along all three axes and leaves open where
                   it starts: here at the query, which so sees itself, and eight lattices tile the clip.
-    Copy with     attend_in_boxes, count_class_tokens
+    Copy with     attend, count_class_tokens, attend_in_boxes
     """
-    even, odd = slice(0, None, 2), slice(1, None, 2)
-    boxes = [(t, y, x) for t in (even, odd) for y in (even, odd) for x in (even, odd)]
+    every_other = slice(0, None, 2), slice(1, None, 2)
+    boxes = [(t, y, x) for t in every_other for y in every_other for x in every_other]
     return attend_in_boxes(q, k, v, grid, boxes)
 
 
 class LocalAttention(Attention):
-    def mechanism(self, q, k, v, grid):
-        return local_attention(q, k, v, grid)
+    mechanism = staticmethod(local_attention)
 
 
 class GlobalAttention(Attention):
-    def mechanism(self, q, k, v, grid):
-        return global_attention(q, k, v, grid)
+    mechanism = staticmethod(global_attention)
 
 
-# ============================================================================================================
-# AXIAL      time, then the own row, then the own column                                 TimeSformer (T+W+H)
-# ============================================================================================================
+# ==== AXIAL: time, then the own row, then the own column ======================== TimeSformer (T+W+H) =======
 
 
 def width_attention(q, k, v, grid):
     """Attention along the row of a patch, in its own frame.
-
-    q, k, v (B, h, C + T*S, d) -> (B, h, C + T*S, d)
 
         t=0     t=1     t=2     t=3
         ......  ......  ......  ......
@@ -376,18 +364,16 @@ def width_attention(q, k, v, grid):
         ......  ......  ......  ......
 
     Class token   As in space attention, but copied into every row.
-    Cost          2*T*H*(W + C)**2*D for C = 0 or 1
+    Cost          2*T*H*(W + C)**2*D        with C = 0 or 1
     Differs       No code was released, and the paper does not say what the class token does. In the time
                   step it stands aside, as in divided attention.
-    Copy with     attend_within_frames
+    Copy with     attend, attend_within_frames
     """
     return attend_within_frames(q, k, v, grid, "B h (T H W) d -> (B T H) h W d")
 
 
 def height_attention(q, k, v, grid):
     """Attention along the column of a patch, in its own frame: the last of three steps that span the clip.
-
-    q, k, v (B, h, C + T*S, d) -> (B, h, C + T*S, d)
 
         t=0     t=1     t=2     t=3
         ......  ..#...  ......  ......
@@ -396,26 +382,573 @@ def height_attention(q, k, v, grid):
         ......  ..#...  ......  ......
 
     Class token   As in space attention, but copied into every column.
-    Cost          2*T*W*(H + C)**2*D for C = 0 or 1
+    Cost          2*T*W*(H + C)**2*D        with C = 0 or 1
     Differs       As for width.
-    Copy with     attend_within_frames
+    Copy with     attend, attend_within_frames
     """
     return attend_within_frames(q, k, v, grid, "B h (T H W) d -> (B T W) h H d")
 
 
 class WidthAttention(Attention):
-    def mechanism(self, q, k, v, grid):
-        return width_attention(q, k, v, grid)
+    mechanism = staticmethod(width_attention)
 
 
 class HeightAttention(Attention):
+    mechanism = staticmethod(height_attention)
+
+
+# ==== POOLED: fewer keys, the means over blocks of neighbours ====================== MViT, simplified =======
+
+
+def pooled_attention(q, k, v, grid, stride=(1, 2, 2)):
+    """Every patch sees the whole clip, but blurred: keys and values are means over blocks of patches.
+
+    A block is stride = (frames, rows, columns) patches, fewer at the far end of an odd grid. Stride (1, 1, 1)
+    is joint attention.
+
+    Sees          everything
+    Class token   A token like any other, never pooled.
+    Cost          2*(C + T*S)*(C + T*S/4)*D        with the default stride, H and W even
+    Differs       MViT pools by a learned depthwise convolution and a norm, and may pool the queries too.
+    Copy with     attend, count_class_tokens
+    """
+    T, H, W = grid
+    C = count_class_tokens(q, grid)
+    B, h, N, d = q.shape
+    if len(stride) != 3 or min(stride) < 1:
+        raise ValueError(f"stride={stride} must be three numbers (frames, rows, columns), none below 1")
+    stride = [min(step, size) for step, size in zip(stride, grid)]
+    pooled = []
+    for x in (k, v):
+        patches = rearrange(x[:, :, C:], "B h (T H W) d -> (B h) d T H W", T=T, H=H, W=W)  # (B*h, d, T, H, W)
+        patches = F.avg_pool3d(patches, stride, ceil_mode=True)
+        patches = rearrange(patches, "(B h) d T H W -> B h (T H W) d", h=h)
+        pooled.append(torch.cat([x[:, :, :C], patches], dim=2))
+    return attend(q, *pooled)  # (B, h, N, d)
+
+
+class PooledAttention(Attention):
+    mechanism = staticmethod(pooled_attention)
+
+
+# ==== SPACE-TIME MIXING: keys put together from channels of several frames ==== X-ViT, equations 9-10 =======
+
+
+def borrow(x, steps, share):
+    """Channels on loan from the neighbours: a look around that costs no multiplication.
+
+    x (B, T, H, W, channels) -> the same shape. The first `share` channels of patch (t, y, x) become those of
+    patch (t, y, x) + steps[0], the next `share` those of (t, y, x) + steps[1], and so on; the rest stay its
+    own. Past the border there are zeros, except for diagonal steps, which leave the patch its own (the rule
+    of LVT's code).
+    """
+    out = x.clone()
+    for i, step in enumerate(steps):
+        channels = slice(i * share, (i + 1) * share)
+        if step.count(0) == 2:  # along one axis
+            out[..., channels] = 0.0
+        here, there = [slice(None)], [slice(None)]
+        for move, size in zip(step, x.shape[1:4]):
+            here.append(slice(max(0, -move), max(0, min(size, size - move))))
+            there.append(slice(max(0, move), max(0, min(size, size + move))))
+        out[(*here, channels)] = x[(*there, channels)]
+    return out
+
+
+def mixing_attention(q, k, v, grid, window=1, moved=0.5, whole_heads=False, summary=False, segment=None):
+    """Space attention whose keys and values are put together from 2 * window + 1 frames.
+
+        k~_{s,t} = [a few channels of k_{s,t+1}, a few of k_{s,t-1}, ..., the rest of k_{s,t}],  v~ likewise
+        y_{s,t} = sum_s' softmax_s'(q_{s,t} . k~_{s',t} / sqrt(d)) v~_{s',t}
+
+    A share `moved` of the channels comes from the other frames in equal parts, zeros past the ends of the
+    clip. It stands in for full attention in a window of frames, which is n times as wide after n layers.
+
+        t=0     t=1     t=2     t=3
+        ######  ######  ######  ......
+        ######  ##Q###  ######  ......
+        ######  ######  ######  ......
+        ######  ######  ######  ......
+
+    Class token   One per frame, mixed like the patches; a clip's only one is copied into every frame.
+    Cost          2*T*(S + C)**2*D        with C = 0 or 1: what space attention costs
+    Differs       1. The paper mixes channels of every head; the released code slices the joined heads, so
+                     that whole heads look ahead and others back (whole_heads). The order of parts is its.
+                  2. The released Kinetics models mix within segments of 8 of a clip's 16 frames (segment).
+                  3. Summary tokens, see there, are in the paper only (summary).
+    Copy with     attend, attend_within_frames, borrow
+    """
+    T = segment or grid[0]
+    if window < 0 or not 0.0 <= moved <= 1.0 or grid[0] % T != 0:
+        given = f"window={window}, moved={moved}, segment={segment} for {grid[0]} frames"
+        raise ValueError(f"{given}: use window >= 0, moved in 0..1 and a segment that divides the frames")
+    joined = q.shape[1] if whole_heads else 1  # heads whose channels are shared out together
+    share = int(moved * joined * q.shape[3] / max(1, 2 * window))
+    steps = [(sign * i, 0, 0) for i in range(1, window + 1) for sign in (1, -1)]
+
+    def mix_and_attend(q, k, v):
+        L = q.shape[2]  # keys after these are summary tokens, which belong to no frame
+        mixed = []
+        for x in (k, v):
+            own = rearrange(x[:, :, :L], "(B T) (n j) L d -> B T n L (j d)", T=T, j=joined)
+            own = rearrange(borrow(own, steps, share), "B T n L (j d) -> (B T) (n j) L d", j=joined)
+            mixed.append(torch.cat([own, x[:, :, L:]], dim=2))
+        return attend(q, *mixed)
+
+    frames = "B h (T H W) d -> (B T) h (H W) d"
+    return attend_within_frames(q, k, v, grid, frames, mix_and_attend, summary)
+
+
+class MixingAttention(Attention):
+    mechanism = staticmethod(mixing_attention)
+
+
+# ==== SUMMARY TOKENS: space attention that hears one word from every frame ========================= X-ViT ==
+
+
+def summary_attention(q, k, v, grid):
+    """Space attention, the mean of every frame's patches among the keys and values of every frame.
+
+    The mean of projections is the projection of the mean, so the pooling comes after the projections.
+
+    Sees          everything, the other frames by one token each
+    Class token   As in space attention.
+    Cost          2*T*(S + C)*(S + C + T)*D        with C = 0 or 1
+    Differs       No code was released. The paper's summary may be any function of a frame; it takes the mean.
+    Copy with     attend, attend_within_frames
+    """
+    return attend_within_frames(q, k, v, grid, "B h (T H W) d -> (B T) h (H W) d", summary=True)
+
+
+class SummaryAttention(Attention):
+    mechanism = staticmethod(summary_attention)
+
+
+# ==== TRAJECTORY: look in every frame, then along the path that this gives === Motionformer, equations 4-6 ==
+
+
+def attend_per_frame(q, k, v, T, kernel=attend):
+    """The first stage: what each query finds in each frame, the softmax taken inside that frame.
+
+        y~_{st,t'} = sum_s' softmax_s'(q_st . k_{s't'} / sqrt(d)) v_{s't'}
+
+    q (B, h, I, d), k and v (B, h, T*S, d) -> (B, h, I, T, d). `kernel` does the attending.
+    """
+    k, v = (rearrange(x, "B h (T S) d -> B h T S d", T=T) for x in (k, v))
+    B, h, T, S, d = v.shape
+    q = q.unsqueeze(2).expand(-1, -1, T, -1, -1)
+    return kernel(q, k, v).transpose(2, 3)
+
+
+def trajectory_attention(q, k, v, grid, proj_q, proj_kv, first_stage=attend_per_frame, project_values=True):
+    """A patch looks for itself in every frame, then attends along the T places that it found, its trajectory.
+
+        y_st = sum_t' softmax_t'(W_q y~_{st,t} . W_k y~_{st,t'} / sqrt(d)) W_v y~_{st,t'}
+
+    proj_q is W_q, a linear layer D -> D, and proj_kv is W_k above W_v, D -> 2*D; they see the heads joined.
+
+    W_k and W_v would have to meet N*T trajectory tokens. But q . (W_k y) = (W_k^T q) . y; a bias in W_k moves
+    all T scores alike, which a softmax does not see; and the mean of W_v y is W_v of the mean. So the query
+    goes down and the mean goes up, N of each: the same numbers for 2*N*D**2 instead of 2*N*T*D**2.
+
+    Sees          everything
+    Class token   Sees everything, itself too, and skips the second stage. No patch sees it.
+    Cost          2*(T*S)**2*D + 2*C*(C + T*S)*D + 3*T*S*D**2 + 2*T*S*h*T*D
+    Differs       The published weights were trained with a slip: the second stage takes y~ itself as its
+                  value, and W_v is never used. project_values=False is that.
+    Copy with     attend, attend_per_frame, count_class_tokens
+    """
+    T, H, W = grid
+    B, h, N, d = q.shape
+    C = count_class_tokens(q, grid)
+    class_token = attend(q[:, :, :C], k, v)  # (B, h, C, d)
+    y = first_stage(q[:, :, C:], k[:, :, C:], v[:, :, C:], T)  # (B, h, N - C, T, d)
+    own = y.unflatten(2, (T, H * W)).diagonal(dim1=2, dim2=4)  # (B, h, H*W, d, T), what its own frame gave
+    own = rearrange(own, "B h S d T -> B (T S) (h d)")  # (B, N - C, h*d)
+    y = rearrange(y, "B h I T d -> B I T (h d)")  # (B, N - C, T, h*d)
+    w_k, w_v = rearrange(proj_kv.weight, "(two h d) D -> two h d D", two=2, h=h)  # (h, d, h*d)
+    q = rearrange(proj_q(own), "B I (h d) -> B I h d", h=h)  # (B, N - C, h, d)
+    q = torch.einsum("BIhd,hdD->BIhD", q, w_k)  # (B, N - C, h, h*d)
+    weights = (torch.einsum("BIhD,BITD->BIhT", q, y) / math.sqrt(d)).softmax(dim=-1)  # (B, N - C, h, T)
+    if project_values:
+        mean = torch.einsum("BIhT,BITD->BIhD", weights, y)  # (B, N - C, h, h*d)
+        out = torch.einsum("BIhD,hdD->BhId", mean, w_v)  # (B, h, N - C, d)
+        out = out + proj_kv.bias[h * d :].view(h, 1, d)
+    else:
+        out = torch.einsum("BIhT,BIThd->BhId", weights, y.unflatten(3, (h, d)))  # (B, h, N - C, d)
+    return torch.cat([class_token, out], dim=2)  # (B, h, N, d)
+
+
+class TrajectoryAttention(Attention):
+    """project_values as in trajectory_attention; **options are those of the first stage."""
+
+    first_stage = staticmethod(attend_per_frame)
+
+    def __init__(self, dim, heads, *args, project_values=True, **options):
+        super().__init__(dim, heads, *args, **options)
+        self.proj_q = nn.Linear(dim, dim)
+        self.proj_kv = nn.Linear(dim, 2 * dim)
+        self.project_values = project_values
+
+    def mechanism(self, q, k, v, grid, **options):
+        look = partial(self.first_stage, **options)
+        return trajectory_attention(q, k, v, grid, self.proj_q, self.proj_kv, look, self.project_values)
+
+
+# ==== ORTHOFORMER: a few tokens stand for all, those that differ most ========= Motionformer, equation 10 ===
+
+
+def most_orthogonal_subset(x, count, start=0, criterion="max"):
+    """Pick `count` vectors greedily, each as orthogonal as can be to those before it (algorithm 1).
+
+    x (..., n, d) -> their numbers (..., count) in the order of picking, number `start` first. A candidate's
+    score is its largest |cosine| to those picked, or with criterion "sum" their sum; the lowest is next. One
+    running score per candidate is all that has to be kept.
+
+    Cost          (count - 1)*n*d        for every leading index
+    """
+    with torch.no_grad():
+        x = F.normalize(x, dim=-1)
+        picked = [torch.full(x.shape[:-2], start, device=x.device)]
+        score = torch.zeros(x.shape[:-1], device=x.device, dtype=x.dtype)
+        for _ in range(count - 1):
+            last = picked[-1].unsqueeze(-1)
+            newest = x.gather(-2, last.unsqueeze(-1).expand(*last.shape, x.shape[-1]))
+            cosine = (x @ newest.transpose(-1, -2)).squeeze(-1).abs()
+            score = torch.maximum(score, cosine) if criterion == "max" else score + cosine
+            score = score.scatter(-1, last, torch.inf)  # never twice
+            picked.append(score.argmin(dim=-1))
+        return torch.stack(picked, dim=-1)
+
+
+def choose_prototypes(
+    q, k, prototypes=128, choice="orthogonal", queries_only=False, oversample=4, criterion="max"
+):
+    """Prototypes (B, h, P, d) from the tokens of a clip; as many as there are tokens when these are fewer.
+
+    choice        "orthogonal", see most_orthogonal_subset, with its criterion; or, to compare with (table
+                  3b), "random", a fixed shuffle so that eval repeats itself, or "segments", see segment_means
+    queries_only  candidates are the queries and keys (the paper's algorithm), or the queries (its code)
+    oversample    how many candidates to keep per prototype, evenly spread, so that choosing costs the same
+                  for any N (the paper's c, which does not say how it samples); None keeps all, as its code
+                  does
+    """
+    x = q if queries_only else torch.cat([q, k], dim=2)
+    n, P = x.shape[2], min(prototypes, q.shape[2])
+    if P < 1:
+        raise ValueError(f"prototypes={prototypes} of {q.shape[2]} tokens: at least one of each is needed")
+    if choice == "segments":
+        return segment_means(x, P)
+    if choice == "random":
+        shuffle = (torch.arange(n, device=x.device) * 7919 + 104729) ** 3 % 1000003
+        return x[:, :, shuffle.argsort()[:P]]
+    if choice != "orthogonal":
+        raise ValueError(f"choice={choice!r} is unknown; choose orthogonal, random or segments")
+    if oversample is not None and n > oversample * P:
+        x = x[:, :, torch.arange(oversample * P, device=x.device) * n // (oversample * P)]
+    picked = most_orthogonal_subset(x, P, criterion=criterion)
+    return x.gather(2, picked.unsqueeze(-1).expand(-1, -1, -1, x.shape[3]))
+
+
+def orthoformer_attention(q, k, v, grid, prototypes):
+    """Attention in two hops, from the query to prototypes (B, h, P, d) and from these to the keys.
+
+        Y = softmax(Q P^T / sqrt(d)) (softmax(P K^T / sqrt(d)) V)
+
+    It smooths twice, so it is not exact even when every token is a prototype. It becomes exact when every
+    key is a prototype and clearly nearest to itself: for 48 orthogonal keys of norm 4, 8, 12 and 16 in 64
+    dimensions the relative error is 0.7, 0.015, 7e-7 and 6e-13.
+
+    Sees          everything
+    Class token   A token like any other.
+    Cost          4*(C + T*S)*P*D
+    Copy with     attend
+    """
+    return attend(q, prototypes, attend(prototypes, k, v))
+
+
+def orthoformer_per_frame(q, k, v, T, prototypes):
+    """Trajectory attention's first stage in two hops, the prototypes (B, h, P, d) shared by all frames.
+
+    q (B, h, I, d), k and v (B, h, T*S, d) -> (B, h, I, T, d)
+
+    Cost          2*P*T*S*D + 2*I*P*T*D        linear in S, but with I = T*S still quadratic in T
+    """
+    found = rearrange(attend_per_frame(prototypes, k, v, T), "B h P T d -> B h P (T d)")
+    return rearrange(attend(q, prototypes, found), "B h I (T d) -> B h I T d", T=T)
+
+
+class OrthoformerAttention(Attention):
+    """**options are those of choose_prototypes."""
+
+    def mechanism(self, q, k, v, grid, **options):
+        return orthoformer_attention(q, k, v, grid, choose_prototypes(q, k, **options))
+
+
+class OrthoformerTrajectoryAttention(TrajectoryAttention):
+    """**options are those of choose_prototypes."""
+
+    def first_stage(self, q, k, v, T, **options):
+        return orthoformer_per_frame(q, k, v, T, choose_prototypes(q, k, **options))
+
+
+# ==== NYSTROM: two hops over segment means, with an inverse between =================== Nystromformer =======
+
+
+def segment_means(x, count):
+    """Means of `count` consecutive stretches of tokens; where they do not divide, the first are one shorter.
+
+    x (B, h, n, d) -> (B, h, count, d)
+    """
+    n = x.shape[2]
+    short = n // count
+    shorter = (short + 1) * count - n  # how many stretches are short
+    head, tail = x[:, :, : shorter * short], x[:, :, shorter * short :]
+    means = [reduce(head, "B h (P s) d -> B h P d", "mean", s=short)]
+    if shorter < count:
+        means.append(reduce(tail, "B h (P s) d -> B h P d", "mean", s=short + 1))
+    return torch.cat(means, dim=2)
+
+
+def iterative_inverse(A, iterations=6):
+    """The pseudo-inverse of softmax matrices A (..., P, P) by matrix products alone.
+
+        Z <- Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4,   from   Z = A^T / (|A|_1 |A|_inf),   |A|_inf = 1
+
+    Differs       The released code divides every matrix by the largest |A|_1 in the batch, so that a clip's
+                  result depends on its neighbours in the batch; here each is divided by its own.
+    """
+    I = torch.eye(A.shape[-1], device=A.device, dtype=A.dtype)
+    Z = A.transpose(-1, -2) / A.sum(dim=-2, keepdim=True).amax(dim=-1, keepdim=True)
+    for _ in range(iterations):
+        AZ = A @ Z
+        Z = 0.25 * Z @ (13 * I - AZ @ (15 * I - AZ @ (7 * I - AZ)))
+    return Z
+
+
+def nystrom_attention(q, k, v, grid, landmarks=64, iterations=6):
+    """The softmax matrix rebuilt from a few of its rows and columns.
+
+        Y = softmax(Q K~^T) softmax(Q~ K~^T)^+ (softmax(Q~ K^T) V),   all scores / sqrt(d)
+
+    Q~ and K~ are means of `landmarks` stretches of tokens, all tokens when they are fewer. With every token a
+    landmark it is exact, A A^+ A = A, where Orthoformer, which has no inverse, is not.
+
+    Sees          everything
+    Class token   A token like any other.
+    Cost          4*(C + T*S)*P*D + 2*P**2*D + 24*h*P**3        with 6 iterations
+    Differs       Nystromformer adds a convolution of v along the tokens and needs P to divide N.
+    Copy with     attend, segment_means, iterative_inverse
+    """
+    q_means, k_means = (segment_means(x, min(landmarks, x.shape[2])) for x in (q, k))
+    scores = q_means @ k_means.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    inverse = iterative_inverse(scores.softmax(dim=-1), iterations)
+    return attend(q, k_means, inverse @ attend(q_means, k, v))
+
+
+def nystrom_per_frame(q, k, v, T, landmarks=128, iterations=6):
+    """Trajectory attention's first stage over segment means, which span time and are shared by all frames.
+
+    q, k, v (B, h, T*S, d) -> (B, h, T*S, T, d)
+
+    Differs       As released, this branch of Motionformer's code stops on an error of shapes.
+    """
+    by_place = (rearrange(x, "B h (T S) d -> B h (S T) d", T=T) for x in (q, k))
+    q_means, k_means = (segment_means(x, min(landmarks, x.shape[2])) for x in by_place)
+    scores = q_means @ k_means.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    found = rearrange(attend_per_frame(q_means, k, v, T), "B h P T d -> B h P (T d)")
+    found = iterative_inverse(scores.softmax(dim=-1), iterations) @ found
+    return rearrange(attend(q, k_means, found), "B h I (T d) -> B h I T d", T=T)
+
+
+class NystromAttention(Attention):
+    mechanism = staticmethod(nystrom_attention)
+
+
+class NystromTrajectoryAttention(TrajectoryAttention):
+    first_stage = staticmethod(nystrom_per_frame)
+
+
+# ==== LINEAR: weights that factor, so that keys and values meet first =========================== LVT =======
+
+
+def attend_linearly(q, k, v, eps=1e-6):
+    """Attention with weights q_i . k_j of features that are not negative: without a softmax nothing is N x N.
+
+        out_i = q_i . (sum_j k_j^T v_j) / (q_i . sum_j k_j + eps)
+
+    q (..., I, M), k (..., J, M), v (..., J, d) -> (..., I, d). When the keys are so few that the weights
+    themselves are cheaper, the products are taken in that order; the result is the same.
+
+    Cost          min((I + J)*M*d, I*J*(M + d)) + I*M
+    """
+    (I, M), (J, d) = q.shape[-2:], v.shape[-2:]
+    total = q @ k.sum(dim=-2).unsqueeze(-1) + eps
+    if I * J * (M + d) < (I + J) * M * d:
+        return (q @ k.transpose(-1, -2)) @ v / total
+    return q @ (k.transpose(-1, -2) @ v) / total
+
+
+def relu_features(x):
+    """LVT's kernel, x (..., d) -> ReLU(x) + 1/sqrt(d): the floor keeps every token in view."""
+    return F.relu(x) + x.shape[-1] ** -0.5
+
+
+def linear_attention(q, k, v, grid):
+    """Joint attention in linear time: its weights are products of ReLU features.
+
+    Sees          everything
+    Class token   A token like any other.
+    Cost          min(2*(C + T*S)*d*D, 2*(C + T*S)**2*D) + (C + T*S)*D
+    Differs       All of LVT here is written from its released code; the paper's section could not be read.
+    Copy with     attend_linearly, relu_features
+    """
+    return attend_linearly(relu_features(q), relu_features(k), v)
+
+
+# ==== FEATURE FIXATION: a gate that says which features of q and k to trust ===================== LVT =======
+
+
+def fixate(q, k, v, gate_q, gate_k=None):
+    """Reweigh the features of q and k by what the token's q, k and v say together, so that linear attention,
+    which spreads itself thin, finds its focus again.
+
+        g = sigmoid(W [q; k; v] + b),   q^ = g_q * q,   k^ = g_k * k
+
+    q, k (B, h, N, d) after the kernel, v (B, h, N, d) -> q^, k^. The gates are linear layers 3*d -> d shared
+    by all heads; without gate_k one gate serves both and is evaluated once.
+
+    Cost          3*N*d*D        for each gate
+    """
+    x = torch.cat([q, k, v], dim=-1)
+    g_q = torch.sigmoid(gate_q(x))
+    g_k = g_q if gate_k is None else torch.sigmoid(gate_k(x))
+    return g_q * q, g_k * k
+
+
+# ==== NEIGHBOURHOOD ASSOCIATION: channels from across the axis attended along =================== LVT =======
+
+NEXT_AND_LAST = [(1, 0, 0), (-1, 0, 0)]  # frames, for attention in space
+EIGHT_AROUND = [(0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1), (0, -1, -1), (0, 1, 1), (0, -1, 1), (0, 1, -1)]
+
+
+def borrow_from_neighbours(x, grid, steps, share, segment=None):
+    """Keys, or values, with `share` channels of the joined heads from each neighbour in `steps` (see borrow).
+
+    x (B, h, T*S, d) -> the same shape. With `segment`, nothing crosses from one stretch of so many frames to
+    the next. For attention in space a frame hears of its neighbours in time, as in X-ViT's released code; for
+    attention in time a place hears of the eight around it.
+    """
+    T, H, W = grid
+    B, h, N, d = x.shape
+    stretches = T // (segment or T)
+    if N != T * H * W or stretches * (segment or T) != T:
+        raise ValueError(f"{N} tokens, segment={segment}, grid {grid}: needs {T * H * W} patches, no class tokens, "
+                         "and a segment that divides the frames")
+    x = rearrange(x, "B h (n T H W) d -> (B n) T H W (h d)", n=stretches, H=H, W=W)
+    x = borrow(x, steps, share)
+    return rearrange(x, "(B n) T H W (h d) -> B h (n T H W) d", n=stretches, h=h)  # (B, h, N, d)
+
+
+class LinearAttention(Attention):
+    """Linear attention along `axis` "joint", "time" or "space", with LVT's two additions.
+
+    fixation      None, "shared" (one gate) or "separate" (one for q, one for k)
+    neighbours    borrow channels of k and v: a sixteenth from each of the eight around for the time axis, one
+                  part in `divisor` from the next and the last frame for the space axis
+    """
+
+    def __init__(self, dim, heads, *args, axis="joint", fixation=None, **options):
+        super().__init__(dim, heads, *args, **options)
+        self.axis = axis
+        if axis not in ("joint", "time", "space") or fixation not in (None, "shared", "separate"):
+            raise ValueError(f"axis={axis!r}, fixation={fixation!r}: use joint, time, space; None, shared, separate")
+        d = dim // heads
+        self.gate_q = nn.Linear(3 * d, d) if fixation else None
+        self.gate_k = nn.Linear(3 * d, d) if fixation == "separate" else None
+
+    def mechanism(self, q, k, v, grid, neighbours=False, divisor=4, segment=None):
+        B, h, N, d = q.shape
+        if neighbours and self.axis == "time":
+            k, v = (borrow_from_neighbours(x, grid, EIGHT_AROUND, h * d // 16) for x in (k, v))
+        if neighbours and self.axis == "space":
+            k, v = (borrow_from_neighbours(x, grid, NEXT_AND_LAST, h * d // divisor, segment) for x in (k, v))
+        q, k = relu_features(q), relu_features(k)
+        if self.gate_q is not None:
+            q, k = fixate(q, k, v, self.gate_q, self.gate_k)
+        if self.axis == "time":
+            return time_attention(q, k, v, grid, attend_linearly)
+        if self.axis == "space":
+            return attend_within_frames(q, k, v, grid, "B h (T H W) d -> (B T) h (H W) d", attend_linearly)
+        return attend_linearly(q, k, v)
+
+
+# ==== PERFORMER: linear again, with random features that stand for the softmax =============== FAVOR+ =======
+
+
+def orthogonal_projection(features, d):
+    """Random directions (features, d), orthogonal in blocks of d and as long as Gaussian vectors are."""
+    blocks = [torch.linalg.qr(torch.randn(d, d))[0] for _ in range(math.ceil(features / d))]
+    lengths = torch.randn(features, d).norm(dim=1, keepdim=True)
+    return torch.cat(blocks)[:features] * lengths
+
+
+def favor_features(x, projection, over, eps=1e-6):
+    """Positive features with phi(q) . phi(k) = exp(q . k / sqrt(d)) on average over projections.
+
+        phi(x) = (exp(W x' - |x'|^2 / 2 - c) + eps) / sqrt(M),   x' = x / d^(1/4)
+
+    x (..., N, d), W = projection (M, d) -> (..., N, M). c is the maximum over the axes `over`, which keeps
+    the exponential in range and cancels in the ratio: (-1,) for queries, (-2, -1) for keys, which share
+    theirs.
+    """
+    x = x * x.shape[-1] ** -0.25
+    logits = x @ projection.T - x.square().sum(dim=-1, keepdim=True) / 2
+    logits = logits - logits.amax(dim=over, keepdim=True).detach()
+    return (logits.exp() + eps) * len(projection) ** -0.5
+
+
+def performer_attention(q, k, v, grid, projection):
+    """Softmax attention by random features, projection (M, d): right on average over projections, and yet far
+    off with any one of them when scores are large.
+
+    For N=64 and d=32 the relative error with 32, 128, 512, 2048 and 8192 features is .12 .06 .03 .02 .01
+    when q and k have scale 1/4, and 2.1 1.6 1.2 .95 .80 when they have scale 1: it is the size of the scores
+    that hurts.
+
+    Sees          everything
+    Class token   A token like any other.
+    Cost          4*(C + T*S)*M*D + (C + T*S)*h*M
+    Copy with     favor_features, attend_linearly
+    """
+    q = favor_features(q, projection, over=(-1,))
+    k = favor_features(k, projection, over=(-2, -1))
+    return attend_linearly(q, k, v, eps=0.0)
+
+
+class PerformerAttention(Attention):
+    def __init__(self, dim, heads, *args, features=256, **options):
+        super().__init__(dim, heads, *args, **options)
+        self.register_buffer("projection", orthogonal_projection(features, dim // heads))
+
     def mechanism(self, q, k, v, grid):
-        return height_attention(q, k, v, grid)
+        return performer_attention(q, k, v, grid, self.projection)
 
 
-# ============================================================================================================
-# THE TABLE      a scheme is a short list of steps, each with weights of its own
-# ============================================================================================================
+class PerformerTrajectoryAttention(TrajectoryAttention):
+    """Motionformer's branch for this stops on an error of shapes as released."""
+
+    def __init__(self, dim, heads, *args, features=256, **options):
+        super().__init__(dim, heads, *args, **options)
+        self.register_buffer("projection", orthogonal_projection(features, dim // heads))
+
+    def first_stage(self, q, k, v, T):
+        q = favor_features(q, self.projection, over=(-1,))
+        k = favor_features(k, self.projection, over=(-2, -1))
+        return attend_per_frame(q, k, v, T, partial(attend_linearly, eps=0.0))
+
+
+# ==== THE TABLE: a scheme is a short list of steps, each with weights of its own ============================
 
 ATTENTION = {
     "space": [SpaceAttention],
@@ -423,15 +956,32 @@ ATTENTION = {
     "divided": [TimeAttention, SpaceAttention],
     "local_global": [LocalAttention, GlobalAttention],
     "axial": [TimeAttention, WidthAttention, HeightAttention],
+    "pooled": [PooledAttention],
+    "mixing": [MixingAttention],
+    "summary": [SummaryAttention],
+    "mixing_summary": [partial(MixingAttention, summary=True)],
+    "trajectory": [TrajectoryAttention],
+    "trajectory_orthoformer": [OrthoformerTrajectoryAttention],
+    "trajectory_nystrom": [NystromTrajectoryAttention],
+    "trajectory_performer": [PerformerTrajectoryAttention],
+    "orthoformer": [OrthoformerAttention],
+    "nystrom": [NystromAttention],
+    "performer": [PerformerAttention],
+    "linear": [LinearAttention],
+    "linear_fixation": [partial(LinearAttention, fixation="shared")],
+    "lvt": [
+        partial(LinearAttention, axis="time", fixation="shared", neighbours=True),
+        partial(LinearAttention, axis="space", fixation="shared", neighbours=True),
+    ],
 }
 
-# Where frames meet only in the classification head, a class token for the clip would carry news between them.
-CLASS_TOKEN_PER_FRAME = ("space",)
+# Where a scheme limits how frames meet, a class token of the clip would carry news between them: these have
+# one per frame. LVT has none, and all others have one per clip.
+PER_FRAME = ("space", "mixing", "summary", "mixing_summary")
+CLASS_TOKEN = {name: "frame" for name in PER_FRAME} | {"lvt": "none"}
 
 
-# ============================================================================================================
-# TOKENS      pixels to patches, and where each patch was
-# ============================================================================================================
+# ==== TOKENS: pixels to patches, and where each patch was ===================================================
 
 
 class PatchEmbedding(nn.Module):
@@ -440,20 +990,22 @@ class PatchEmbedding(nn.Module):
     video (B, channels, frames, height, width) -> tokens (B, T*S, D) and their grid (T, H, W)
 
     Patches of one frame are TimeSformer's; patches of several, "cubic patches" or tubelets, are ViViT's and
-    Motionformer's. A convolution whose stride is its kernel is one linear layer on every patch.
+    Motionformer's. A convolution whose stride is its kernel is one linear layer on every patch. With a
+    smaller stride patches overlap, with zeros around the frame and a norm after (LVT).
     """
 
-    def __init__(self, patch_size, dim, channels=3):
+    def __init__(self, patch_size, dim, channels=3, stride=None):
         super().__init__()
-        self.patch_size = patch_size
-        self.channels = channels
-        self.proj = nn.Conv3d(channels, dim, patch_size, stride=patch_size)
+        self.patch_size, self.channels, self.overlap = patch_size, channels, stride is not None
+        padding = [size // 2 for size in patch_size] if self.overlap else 0
+        self.proj = nn.Conv3d(channels, dim, patch_size, stride=stride or patch_size, padding=padding)
+        self.norm = nn.LayerNorm(dim) if self.overlap else nn.Identity()
 
     def forward(self, video):
         self.check(video)
         x = self.proj(video)
         B, D, T, H, W = x.shape
-        return rearrange(x, "B D T H W -> B (T H W) D"), (T, H, W)
+        return self.norm(rearrange(x, "B D T H W -> B (T H W) D")), (T, H, W)
 
     def check(self, video):
         if video.ndim != 5 or video.shape[1] != self.channels:
@@ -462,11 +1014,18 @@ class PatchEmbedding(nn.Module):
                 hint = "; this looks like (B, T, C, H, W), frames before channels: call video.transpose(1, 2)"
             wanted = f"(B, {self.channels} channels, frames, height, width)"
             raise ValueError(f"video must be {wanted}, got {tuple(video.shape)}{hint}")
-        names = ("frames", "height", "width")
-        for name, size, patch in zip(names, video.shape[2:], self.patch_size):
-            if size < patch or size % patch != 0:
+        for name, size, patch in zip(("frames", "height", "width"), video.shape[2:], self.patch_size):
+            if size < patch or (size % patch != 0 and not self.overlap):
                 near = max(patch, size // patch * patch)
                 raise ValueError(f"{name}={size} does not divide into patches of {patch}; use {near}, say")
+
+    def grid(self, video_size):
+        """The grid (T, H, W) of a video of (frames, height, width)."""
+        sizes = zip(video_size, self.patch_size, self.proj.stride, self.proj.padding)
+        grid = tuple((size + 2 * padding - patch) // stride + 1 for size, patch, stride, padding in sizes)
+        if min(grid) < 1:
+            raise ValueError(f"a video of {tuple(video_size)} is smaller than one patch of {self.patch_size}")
+        return grid
 
 
 def central_frame_kernel(kernel, frames):
@@ -485,9 +1044,8 @@ def resize_table(table, old, new):
     """Resample a position table (1, prod(old), D) to (1, prod(new), D): linear in time, bicubic in space."""
     if tuple(old) == tuple(new):
         return table
-    D = table.shape[-1]
     mode = {1: "linear", 2: "bicubic", 3: "trilinear"}[len(new)]
-    table = table.transpose(1, 2).unflatten(2, old)
+    table = table.transpose(1, 2).unflatten(2, tuple(old))
     table = F.interpolate(table, size=tuple(new), mode=mode, align_corners=False)
     return table.flatten(2).transpose(1, 2)
 
@@ -495,58 +1053,54 @@ def resize_table(table, old, new):
 class PositionEmbedding(nn.Module):
     """Learned position tables, added to the tokens: x (B, C + T*S, D) -> the same shape.
 
-    kind      "none"      attention alone could not tell one patch from another
-              "space"     one entry per place in a frame
-              "separate"  one per place and one per frame, which starts at zero as no image model has it
-              "joint"     one per place and frame
-    grid      (T, H, W) of the tables; another grid in a call resizes them (see `resize_table`)
-    class_token  "clip", "frame" or "none". It has an entry of its own in the table of places. One per frame
-              also gets the entry of its frame (X-ViT); one per clip has no time (TimeSformer, Motionformer).
+    kind          "none"      to attention alone all places are alike
+                  "space"     one entry per place in a frame
+                  "time"      one per frame; places then come from convolutions (LVT)
+                  "separate"  one per place and one per frame, the latter zero at first, as no image model
+                  has it "joint"     one per place and frame
+    grid          (T, H, W) of the tables; another grid in a call resizes them, see resize_table
+    class_token   "clip", "frame" or "none". It has an entry of its own among the places. One per frame also
+                  gets the entry of its frame (X-ViT); one per clip has no time (TimeSformer, Motionformer).
     """
 
     def __init__(self, kind, grid, dim, class_token):
         super().__init__()
         T, H, W = grid
-        self.grid = (T, H, W)
-        self.per_frame = class_token == "frame"
-        self.first = 0 if class_token == "none" else 1  # entries for the class token
-        sizes = {"none": (0, 0), "space": (H * W, 0), "separate": (H * W, T), "joint": (T * H * W, 0)}
+        S = H * W
+        sizes = {"none": (0, 0), "space": (S, 0), "time": (0, T), "separate": (S, T), "joint": (T * S, 0)}
         if kind not in sizes:
             raise ValueError(f"position={kind!r} is unknown; choose one of {', '.join(sizes)}")
-        self.joint = kind == "joint"
         places, frames = sizes[kind]
-        self.place = nn.Parameter(torch.zeros(1, self.first + places, dim)) if places else None
+        self.kind, self.grid = kind, (T, H, W)
+        self.class_has_time = class_token == "frame"
+        self.c = 0 if class_token == "none" else 1  # the class token's entries
+        self.place = nn.Parameter(torch.zeros(1, self.c + places, dim)) if places else None
         self.time = nn.Parameter(torch.zeros(1, frames, dim)) if frames else None
 
     def forward(self, x, grid):
         T, H, W = grid
+        B, N, D = x.shape
         C = count_class_tokens(x, grid)
-        class_token, patches = x[:, :C], x[:, C:]
+        class_tokens, patches = x[:, :C], x[:, C:]
+        if self.kind == "joint":
+            patches = patches + resize_table(self.place[:, self.c :], self.grid, grid)
+        elif self.place is not None:
+            places = resize_table(self.place[:, self.c :], self.grid[1:], (H, W))  # (1, H*W, D)
+            patches = patches + places.repeat(1, T, 1)
         if self.place is not None:
-            own, table = self.place[:, : self.first], self.place[:, self.first :]
-            class_token = class_token + own
-            if self.joint:
-                patches = patches + resize_table(table, self.grid, grid)
-            else:
-                patches = patches + resize_table(table, self.grid[1:], (H, W)).repeat(1, T, 1)
+            class_tokens = class_tokens + self.place[:, : self.c]
         if self.time is not None:
-            table = resize_table(self.time, self.grid[:1], (T,))
-            patches = patches + table.repeat_interleave(H * W, dim=1)
-            if self.per_frame:
-                class_token = class_token + table
-        return torch.cat([class_token, patches], dim=1)  # x.shape
+            time = resize_table(self.time, self.grid[:1], (T,))  # (1, T, D)
+            patches = patches + time.repeat_interleave(H * W, dim=1)
+            class_tokens = class_tokens + time if self.class_has_time else class_tokens
+        return torch.cat([class_tokens, patches], dim=1)  # (B, N, D)
 
 
-# ============================================================================================================
-# BLOCK      the steps of a scheme and an MLP, each added to what came in
-# ============================================================================================================
+# ==== BLOCKS: the steps of a scheme and an MLP, each added to what came in ==================================
 
 
 class StochasticDepth(nn.Module):
-    """In training, drop the whole branch of a clip with probability `rate` and scale up those that stay.
-
-    x (B, N, D) -> (B, N, D)
-    """
+    """In training, drop a clip's whole branch x (B, N, D) with probability `rate` and scale up the others."""
 
     def __init__(self, rate):
         super().__init__()
@@ -560,65 +1114,133 @@ class StochasticDepth(nn.Module):
 
 
 class MLP(nn.Module):
-    """Each token by itself: x (B, N, D) -> (B, N, D)
+    """Each token by itself, x (B, N, D) -> (B, N, D).
 
-    Cost    2*N*D*hidden
+    With depthwise, hidden channels also see their 3 x 3 neighbours in the frame, which tells a patch where
+    it is (LVT, whose tokens are patches only).
+
+    Cost          2*N*D*hidden        and 9*N*hidden with depthwise
     """
 
-    def __init__(self, dim, hidden, dropout=0.0):
+    def __init__(self, dim, hidden, dropout=0.0, depthwise=False):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
         self.dropout = nn.Dropout(dropout)
+        self.depthwise = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden) if depthwise else None
 
-    def forward(self, x):
-        x = self.dropout(F.gelu(self.fc1(x)))
-        return self.dropout(self.fc2(x))
+    def forward(self, x, grid):
+        T, H, W = grid
+        x = self.fc1(x)
+        if self.depthwise is not None:
+            frames = self.depthwise(rearrange(x, "B (T H W) D -> (B T) D H W", T=T, H=H, W=W))
+            x = rearrange(frames, "(B T) D H W -> B (T H W) D", T=T)
+        return self.dropout(self.fc2(self.dropout(F.gelu(x))))
 
 
 class Block(nn.Module):
     """Pre-norm: x = x + step(norm(x)) for every step of the scheme, then x = x + mlp(norm(x)).
 
-    block(x, (T, H, W)) with x (B, C + T*S, D) -> (B, C + T*S, D)
-
-    Every step but the last starts at zero (see Attention): at first the block is an image transformer's.
+    block(x, (T, H, W)) with x (B, C + T*S, D) -> the same shape
     """
 
-    def __init__(self, dim, heads, steps, mlp_ratio=4.0, dropout=0.0, drop_path=0.0):
+    def __init__(self, dim, steps, mlp, drop_path=0.0, eps=1e-6):
         super().__init__()
-        zero_init = [True] * (len(steps) - 1) + [False]
-        self.steps = nn.ModuleList(step(dim, heads, dropout, zero) for step, zero in zip(steps, zero_init))
-        self.norms = nn.ModuleList(nn.LayerNorm(dim, eps=1e-6) for step in steps)
-        self.mlp = MLP(dim, int(dim * mlp_ratio), dropout)
-        self.mlp_norm = nn.LayerNorm(dim, eps=1e-6)
+        self.steps = nn.ModuleList(steps)
+        self.norms = nn.ModuleList(nn.LayerNorm(dim, eps=eps) for step in steps)
+        self.mlp = mlp
+        self.mlp_norm = nn.LayerNorm(dim, eps=eps)
         self.drop_path = StochasticDepth(drop_path)
 
     def forward(self, x, grid):
         for norm, step in zip(self.norms, self.steps):
             x = x + self.drop_path(step(norm(x), grid))
-        return x + self.drop_path(self.mlp(self.mlp_norm(x)))
+        return x + self.drop_path(self.mlp(self.mlp_norm(x), grid))
 
 
-# ============================================================================================================
-# THE BACKBONE
-# ============================================================================================================
+# ==== HEADS: tokens to classes ==============================================================================
+
+
+class TemporalAttentionHead(nn.Module):
+    """X-ViT's temporal attention: a new class token and the T frames in one more transformer layer.
+
+    x (B, T, D), a token per frame -> (B, D). There are no positions here; the frames carry their own.
+    """
+
+    def __init__(self, dim, heads):
+        super().__init__()
+        self.class_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.block = Block(dim, [JointAttention(dim, heads, qkv_bias=False)], MLP(dim, 4 * dim), eps=1e-5)
+
+    def forward(self, x):
+        B, T, D = x.shape
+        x = torch.cat([self.class_token.expand(B, 1, D), x], dim=1)  # (B, 1 + T, D)
+        return self.block(x, (T, 1, 1))[:, 0]  # (B, D)
+
+
+class Head(nn.Module):
+    """Pool the tokens (B, C + T*S, D) of a clip into one and classify it: logits (B, K).
+
+    pool          "class"     the class token, or the mean of the frames' class tokens
+                  "mean"      the mean of the patches
+                  "temporal"  a TemporalAttentionHead over the frames' class tokens, or the means of their
+                  patches
+    mlp           None        a linear layer
+                  "tanh"      linear, tanh, linear (Motionformer)
+                  "gelu"      norm, linear, GELU, dropout, linear (X-ViT, LVT)
+    """
+
+    def __init__(self, dim, num_classes, pool, mlp, hidden, heads, dropout):
+        super().__init__()
+        hidden = hidden or dim
+        layers = {
+            None: [nn.Linear(dim, num_classes)],
+            "tanh": [nn.Linear(dim, hidden), nn.Tanh(), nn.Linear(hidden, num_classes)],
+            "gelu": [nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout)]
+            + [nn.Linear(hidden, num_classes)],
+        }
+        if pool not in ("class", "mean", "temporal") or mlp not in layers:
+            raise ValueError(f"head={pool!r}, head_mlp={mlp!r}: use class, mean, temporal; None, tanh, gelu")
+        self.pool = pool
+        self.temporal = TemporalAttentionHead(dim, heads) if pool == "temporal" else None
+        self.classify = nn.Sequential(*layers[mlp])
+
+    def forward(self, x, grid):
+        T, H, W = grid
+        B, N, D = x.shape
+        C = count_class_tokens(x, grid)
+        if self.pool == "class":
+            x = x[:, :C].mean(dim=1)  # (B, D)
+        elif self.pool == "mean":
+            x = x[:, C:].mean(dim=1)  # (B, D)
+        else:
+            frames = x[:, :T] if C == T else reduce(x[:, C:], "B (T S) D -> B T D", "mean", T=T)  # (B, T, D)
+            x = self.temporal(frames)  # (B, D)
+        return self.classify(x)
+
+
+# ==== THE BACKBONE ==========================================================================================
 
 
 class VideoTransformer(nn.Module):
-    """Patches, positions, blocks and a linear head: the vision transformer with attention over video.
+    """Patches, positions, blocks and a head: the vision transformer with attention over video.
 
     model(video) with video (B, channels, frames, height, width) -> logits (B, K)
-    model.forward_features(video) -> tokens (B, C + T*S, D)
+    model.forward_features(video) -> tokens (B, C + T*S, D) after the last norm
 
-    attention    a name in ATTENTION, or a list of steps: functools.partial(Step, option=...) sets an option
-    num_frames   frames of the video, and image_size its height and width (an int or a pair): they size the
-                 position tables; other sizes are welcome in a call
-    patch_size   an int, (rows, columns), or (frames, rows, columns) for tubelets
-    position     "none", "space", "separate" or "joint", see PositionEmbedding
-    class_token  "clip", "frame" or "none"; left out, "clip", or "frame" where CLASS_TOKEN_PER_FRAME says so
-    head         "class": classify the class token, or the mean of them; "mean": the mean of the patches
-    dropout      after the embedding, after every projection and in the MLPs
-    drop_path    stochastic depth, growing from 0 in the first block to this in the last; neither acts in eval
+    attention     a name in ATTENTION or a list of steps, where partial(Step, option=...) sets an option
+    num_frames    frames of the video, and image_size its height and width (an int or a pair): they size the
+                  position tables; other sizes are welcome in a call
+    patch_size    an int, (rows, columns), or (frames, rows, columns) for tubelets
+    patch_stride  of the same kinds; patches overlap where it is smaller
+    position      "none", "space", "time", "separate" or "joint", see PositionEmbedding
+    class_token   "clip", "frame" or "none"; left out, what CLASS_TOKEN says for the scheme, or "clip"
+    head          "class", "mean" or "temporal", and head_mlp None, "tanh" or "gelu", of width head_hidden,
+                  see Head; left out, "class", or "mean" without class tokens
+    dropout       after the embedding, after every projection, in the MLPs and the head
+    drop_path     stochastic depth, from 0 in the first block to this in the last; neither acts in eval
+    zero_init     a block's steps start at zero but for the last, see Attention
+    depthwise     MLPs with a 3 x 3 convolution, see MLP
     """
 
     def __init__(
@@ -634,42 +1256,51 @@ class VideoTransformer(nn.Module):
         mlp_ratio=4.0,
         position="separate",
         class_token=None,
-        head="class",
+        head=None,
+        head_mlp=None,
+        head_hidden=None,
         dropout=0.0,
         drop_path=0.0,
+        patch_stride=None,
+        zero_init=True,
+        depthwise=False,
         channels=3,
     ):
         super().__init__()
-        if class_token is None:
-            class_token = "frame" if attention in CLASS_TOKEN_PER_FRAME else "clip"
+        steps = steps_of(attention)
+        scheme = attention if isinstance(attention, str) else None
+        class_token = class_token or CLASS_TOKEN.get(scheme, "clip")
+        head = head or ("mean" if class_token == "none" else "class")
         if class_token not in ("clip", "frame", "none"):
             raise ValueError(f"class_token={class_token!r} is unknown; choose clip, frame or none")
-        if head not in ("class", "mean") or (head == "class" and class_token == "none"):
-            raise ValueError(f"head={head!r} with class_token={class_token!r}; use mean, or class and a token")
-        self.class_token_kind, self.head_kind = class_token, head
-        patch_size, image_size = as_sizes(patch_size, 3), as_sizes(image_size, 2)
-        grid = [size // patch for size, patch in zip((num_frames, *image_size), patch_size)]
-        if 0 in grid:
-            raise ValueError(f"{num_frames} frames of {image_size} are less than a patch of {patch_size}")
-
-        self.patches = PatchEmbedding(patch_size, dim, channels)
+        if class_token == "none" and head == "class" or class_token != "none" and depthwise:
+            raise ValueError(f"class_token={class_token!r}: head='class' needs one, depthwise needs 'none'")
+        stride = None if patch_stride is None else as_sizes(patch_stride)
+        self.patches = PatchEmbedding(as_sizes(patch_size), dim, channels, stride)
+        grid = self.patches.grid((num_frames, *as_sizes(image_size)[1:]))
+        self.class_token_kind = class_token
         self.class_token = None if class_token == "none" else nn.Parameter(torch.zeros(1, 1, dim))
         self.position = PositionEmbedding(position, grid, dim, class_token)
         self.dropout = nn.Dropout(dropout)
-        rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
-        steps = steps_of(attention)
-        self.blocks = nn.ModuleList(Block(dim, heads, steps, mlp_ratio, dropout, rate) for rate in rates)
+        self.blocks = nn.ModuleList()
+        for i in range(depth):
+            zeros = [zero_init] * (len(steps) - 1) + [False]
+            modules = [step(dim, heads, dropout, zero) for step, zero in zip(steps, zeros)]
+            mlp = MLP(dim, int(dim * mlp_ratio), dropout, depthwise)
+            self.blocks.append(Block(dim, modules, mlp, drop_path * i / max(depth - 1, 1)))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.head = nn.Linear(dim, num_classes)
+        self.head = Head(dim, num_classes, head, head_mlp, head_hidden, heads, dropout)
         self.init_weights()
 
     def init_weights(self):
         """As published: weights and tables from a truncated normal of .02, biases zero. Two things start at
-        exactly zero, the time table and the last layer of every new branch: at first a clip is a bag of images."""
+        exactly zero, the time table and the last layer of every new branch: a clip starts as a bag of images.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         for module in self.modules():
             if isinstance(module, Attention) and module.zero is not None:
                 nn.init.zeros_(module.zero.weight)
@@ -678,7 +1309,7 @@ class VideoTransformer(nn.Module):
                 nn.init.trunc_normal_(table, std=0.02)
 
     def encode(self, video):
-        """video (B, channels, frames, height, width) -> normed tokens (B, C + T*S, D), grid (T, H, W)"""
+        """video (B, channels, frames, height, width) -> normed tokens (B, C + T*S, D) and their grid"""
         x, grid = self.patches(video)
         B, N, D = x.shape
         if self.class_token is not None:
@@ -691,26 +1322,23 @@ class VideoTransformer(nn.Module):
         return self.norm(x), grid
 
     def forward_features(self, video):
-        return self.encode(video)[0]
+        tokens, grid = self.encode(video)
+        return tokens
 
     def forward(self, video):
-        x, grid = self.encode(video)
-        C = count_class_tokens(x, grid)
-        pooled = x[:, :C].mean(dim=1) if self.head_kind == "class" else x[:, C:].mean(dim=1)
-        return self.head(pooled)
+        return self.head(*self.encode(video))
 
 
-def as_sizes(size, axes):
-    """An int, (rows, columns) or (frames, rows, columns) -> a tuple of `axes` sizes."""
-    pair = (size, size) if isinstance(size, int) else tuple(size)
-    sizes = (1,) * (axes - len(pair)) + pair
-    if len(sizes) != axes or min(sizes) < 1:
-        raise ValueError(f"size {size} must be an int, (rows, columns) or, for patches, a triple with frames")
+def as_sizes(size):
+    """An int p is (1, p, p), a pair (rows, columns) is (1, rows, columns), a triple with frames is itself."""
+    sizes = (1, size, size) if isinstance(size, int) else (1, *size)[-3:]
+    if len(sizes) != 3 or min(sizes) < 1:
+        raise ValueError(f"size {size} must be an int, (rows, columns) or (frames, rows, columns), all >= 1")
     return sizes
 
 
 def steps_of(attention):
-    """The list of steps behind a name in ATTENTION; a list is already one."""
+    """The steps behind a name in ATTENTION; a list of steps is already one."""
     if not isinstance(attention, str):
         return list(attention)
     if attention not in ATTENTION:
@@ -718,15 +1346,28 @@ def steps_of(attention):
     return ATTENTION[attention]
 
 
-PRESETS = {  # published models: TimeSformer, section 4 and table 5
-    "timesformer": dict(attention="divided", num_frames=8, image_size=224),
+TUBELETS = dict(patch_size=(2, 16, 16))
+MOTIONFORMER = dict(attention="trajectory", num_frames=16, head_mlp="tanh", drop_path=0.2, **TUBELETS)
+XVIT = dict(attention="mixing", head="temporal", head_mlp="gelu")
+LVT_PATCHES = dict(patch_stride=14, position="time", class_token="none", depthwise=True)
+LVT_HEAD = dict(head="mean", head_mlp="gelu", head_hidden=768)
+
+PRESETS = {
+    "timesformer": dict(attention="divided"),  # TimeSformer, table 5
     "timesformer_hr": dict(attention="divided", num_frames=16, image_size=448),
-    "timesformer_l": dict(attention="divided", num_frames=96, image_size=224),
+    "timesformer_l": dict(attention="divided", num_frames=96),
+    "motionformer": MOTIONFORMER,  # Motionformer, table 6
+    "motionformer_l": MOTIONFORMER | dict(num_frames=32),
+    "motionformer_hr": MOTIONFORMER | dict(image_size=336),
+    "xvit": XVIT,  # X-ViT, tables 5 and 6
+    "xvit_16": XVIT | dict(num_frames=16),
+    "vivit": dict(attention="joint", num_frames=32, position="joint", **TUBELETS),  # ViViT, table 2, model 1
+    "lvt": dict(attention="lvt", num_frames=16, dim=512, heads=8, zero_init=False, **LVT_PATCHES, **LVT_HEAD),
 }
 
 
 def preset(name, **overrides):
-    """A published model, untrained; any argument of VideoTransformer can be overridden: preset(name, depth=4)."""
+    """A published model, untrained; **overrides are arguments of VideoTransformer: preset("lvt", depth=4)."""
     if name not in PRESETS:
         raise ValueError(f"preset {name!r} is unknown; choose one of {', '.join(PRESETS)}")
-    return VideoTransformer(**{**PRESETS[name], **overrides})
+    return VideoTransformer(**PRESETS[name] | overrides)
