@@ -417,13 +417,12 @@ def pooled_attention(q, k, v, grid, stride=(1, 2, 2)):
     B, h, N, d = q.shape
     if len(stride) != 3 or min(stride) < 1:
         raise ValueError(f"stride={stride} must be three numbers (frames, rows, columns), none below 1")
-    stride = [min(step, size) for step, size in zip(stride, grid)]
     pooled = []
     for x in (k, v):
-        patches = rearrange(x[:, :, C:], "B h (T H W) d -> (B h) d T H W", T=T, H=H, W=W)  # (B*h, d, T, H, W)
-        patches = F.avg_pool3d(patches, stride, ceil_mode=True)
-        patches = rearrange(patches, "(B h) d T H W -> B h (T H W) d", h=h)
-        pooled.append(torch.cat([x[:, :, :C], patches], dim=2))
+        patches = x[:, :, C:].unflatten(2, grid)  # (B, h, T, H, W, d)
+        for axis, step in zip((2, 3, 4), stride):
+            patches = torch.stack([part.mean(dim=axis) for part in patches.split(step, dim=axis)], dim=axis)
+        pooled.append(torch.cat([x[:, :, :C], patches.flatten(2, 4)], dim=2))
     return attend(q, *pooled)  # (B, h, N, d)
 
 
@@ -843,8 +842,8 @@ def borrow_from_neighbours(x, grid, steps, share, segment=None):
     B, h, N, d = x.shape
     stretches = T // (segment or T)
     if N != T * H * W or stretches * (segment or T) != T:
-        raise ValueError(f"{N} tokens, segment={segment}, grid {grid}: needs {T * H * W} patches, no class tokens, "
-                         "and a segment that divides the frames")
+        given = f"{N} tokens on the grid {tuple(grid)} with segment={segment}"
+        raise ValueError(f"{given}: needs T*H*W patches, no class tokens, and a segment that divides T")
     x = rearrange(x, "B h (n T H W) d -> (B n) T H W (h d)", n=stretches, H=H, W=W)
     x = borrow(x, steps, share)
     return rearrange(x, "(B n) T H W (h d) -> B h (n T H W) d", n=stretches, h=h)  # (B, h, N, d)
@@ -862,7 +861,7 @@ class LinearAttention(Attention):
         super().__init__(dim, heads, *args, **options)
         self.axis = axis
         if axis not in ("joint", "time", "space") or fixation not in (None, "shared", "separate"):
-            raise ValueError(f"axis={axis!r}, fixation={fixation!r}: use joint, time, space; None, shared, separate")
+            raise ValueError(f"axis={axis!r} (joint, time, space), fixation={fixation!r} (shared, separate)")
         d = dim // heads
         self.gate_q = nn.Linear(3 * d, d) if fixation else None
         self.gate_k = nn.Linear(3 * d, d) if fixation == "separate" else None

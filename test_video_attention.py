@@ -1,0 +1,1080 @@
+"""The proof of video_attention.py, and a second explanation of it.
+
+    pytest                                       everything, in about a minute
+    pytest -k Trajectory                         one mechanism
+    VIDEO_ATTENTION=student.py pytest            the same questions, put to another file
+    VA_SEED=1 pytest                             with other random numbers
+
+Every mechanism climbs the same ladder. It equals an ORACLE written here in plain loops over (t, y, x), which
+shares no code with the file; it SEES exactly the patches that its paper says, found by gradients; it COSTS
+what its docstring says, counted by torch; its LIMITS are the mechanisms that it should become; and it stays
+finite in half precision. All of it in float64, with every size different from every other, so that a swapped
+axis cannot hide.
+"""
+
+import importlib.util
+import inspect
+import math
+import os
+import re
+import sys
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+from torch.utils.flop_counter import FlopCounterMode
+
+HERE = Path(__file__).parent
+SEED = int(os.environ.get("VA_SEED", 0))
+
+
+def load_subject():
+    """The file under test: video_attention.py, or the one that VIDEO_ATTENTION names."""
+    path = Path(os.environ.get("VIDEO_ATTENTION", HERE / "video_attention.py"))
+    spec = importlib.util.spec_from_file_location("video_attention", path)
+    sys.modules["video_attention"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+va = load_subject()
+
+# ==== TOOLS =================================================================================================
+
+B, h, d = 2, 3, 6  # clips, heads, width of a head
+D = h * d
+GRID = (5, 4, 7)  # (T, H, W): no two sizes in this file are equal
+GRIDS = [GRID, (5, 3, 7), (1, 4, 7), (5, 1, 1), (1, 1, 1)]  # odd halves, one frame, one patch
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(SEED)
+
+
+def randn(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def qkv(grid=GRID, C=0):
+    return [randn(B, h, C + math.prod(grid), d) for _ in range(3)]
+
+
+def patches_of(grid):
+    """All (t, y, x), in the order of the tokens."""
+    T, H, W = grid
+    return [(t, y, x) for t in range(T) for y in range(H) for x in range(W)]
+
+
+def same(actual, expected, tolerance=1e-10):
+    """Equal to within the tolerance; if not, say by how much and where."""
+    assert actual.shape == expected.shape, f"shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    if expected.numel() == 0:
+        return
+    difference = (actual - expected).abs().nan_to_num(nan=torch.inf)
+    worst = difference.max().item()
+    place = tuple(int(i) for i in np.unravel_index(difference.argmax().item(), difference.shape))
+    assert worst <= tolerance, f"largest difference {worst:.3g} at {place}, allowed {tolerance:.3g}"
+
+
+def softmax_mean(q, keys, values):
+    """One query (..., d), keys and values (..., J, d) -> (..., d), by the definition."""
+    scores = (q[..., None, :] * keys).sum(-1) / q.shape[-1] ** 0.5
+    weights = torch.exp(scores - scores.max(-1, keepdim=True).values)
+    weights = weights / weights.sum(-1, keepdim=True)
+    return (weights[..., None] * values).sum(-2)
+
+
+def oracle_in_groups(q, k, v, grid, group, class_joins=True):
+    """Patches with the same group(t, y, x) attend to each other, and to the class token if it joins; a class
+    token for the clip joins every group, one per frame those of its frame, and becomes the mean of what it
+    found."""
+    C = q.shape[2] - math.prod(grid)
+    members = {}
+    for n, patch in enumerate(patches_of(grid)):
+        members.setdefault(group(*patch), []).append((n + C, patch[0]))
+    out, found = torch.zeros_like(q), {c: [] for c in range(C)}
+    for patches in members.values():
+        frames = {t for n, t in patches}
+        class_tokens = [c for c in range(C) if class_joins and (C == 1 or c in frames)]
+        tokens = class_tokens + [n for n, t in patches]
+        for i in tokens:
+            result = softmax_mean(q[:, :, i], k[:, :, tokens], v[:, :, tokens])
+            found[i].append(result) if i < C else out[:, :, i].copy_(result)
+    for c, results in found.items():
+        if results:
+            out[:, :, c] = torch.stack(results).mean(0)
+    return out
+
+
+def seen_by(step, grid, query, inputs=None):
+    """The patches whose input can change the module's output for patch `query`, by the gradient, as a set."""
+    module = step(D, h).double().eval()
+    x = randn(1, math.prod(grid), D).requires_grad_()
+    n = patches_of(grid).index(query)
+    (gradient,) = torch.autograd.grad(module(x, grid)[0, n].sum(), x)
+    reached = gradient[0].abs().sum(-1) > 1e-14
+    return {patch for patch, hit in zip(patches_of(grid), reached) if hit}
+
+
+def picture(seen, grid, query):
+    """The character picture of a docstring."""
+    T, H, W = grid
+    mark = {patch: "#" for patch in seen} | {query: "Q"}
+    lines = ["  ".join(f"t={t}".ljust(W) for t in range(T)).rstrip()]
+    for y in range(H):
+        lines.append("  ".join("".join(mark.get((t, y, x), ".") for x in range(W)) for t in range(T)))
+    return [" " * 8 + line for line in lines]
+
+
+def formula(function):
+    """The cost formula in a docstring."""
+    return re.search(r"^ *Cost +(\S.*?)(?:  .*)?$", function.__doc__, re.M).group(1)
+
+
+def counted(call):
+    """Multiply-accumulates of call(), counted by torch on the meta device."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops() / 2
+
+
+# ==== SOFTMAX ATTENTION =====================================================================================
+
+
+class TestAttend:
+    q, k, v = torch.randn(3, 5, 11, 7), torch.randn(3, 5, 13, 7), torch.randn(3, 5, 13, 4)
+
+    def test_equals_the_definition(self):
+        q, k, v = (x.double() for x in (self.q, self.k, self.v))
+        expected = torch.stack([softmax_mean(q[:, :, i], k, v) for i in range(11)], dim=2)
+        same(va.attend(q, k, v), expected)
+
+    def test_fast_path_equals_readable_path(self):
+        q, k, v = (x.double() for x in (self.q, self.k, self.v))
+        out, weights = va.attend(q, k, v, return_weights=True)
+        same(va.attend(q, k, v), out)
+        same(weights.sum(-1), torch.ones(3, 5, 11).double())
+        same(weights @ v, out)
+
+    def test_large_scores_stay_finite(self):
+        for dtype in (torch.bfloat16, torch.float16):
+            q, k, v = (20 * x.to(dtype) for x in (self.q, self.k, self.v))
+            out, weights = va.attend(q, k, v, return_weights=True)
+            assert out.isfinite().all() and weights.isfinite().all()
+
+    def test_mismatched_shapes_are_named(self):
+        with pytest.raises(ValueError, match=r"\(3, 5, 11, 7\).*\(3, 5, 13, 6\)"):
+            va.attend(self.q, self.k[..., :6], self.v)
+
+
+# ==== THE LADDER: the same questions for every mechanism ====================================================
+
+
+class Ladder:
+    """A mechanism says what it is called, what its paper lets a patch see, and what its oracle is."""
+
+    step = None  # the module
+    mechanism = None  # the pure function, whose docstring has the picture and the cost
+    class_tokens = ("none", "clip")  # with which it is asked
+    sizes = {}  # P and M, where it has them
+
+    def call(self, q, k, v, grid):
+        return type(self).mechanism(q, k, v, grid)
+
+    def oracle(self, q, k, v, grid):
+        raise NotImplementedError
+
+    def sees(self, query, patch, grid):
+        return True
+
+    @pytest.mark.parametrize("grid", GRIDS, ids=str)
+    def test_equals_oracle(self, grid):
+        for kind in self.class_tokens:
+            C = {"none": 0, "clip": 1, "frame": grid[0]}[kind]
+            q, k, v = qkv(grid, C)
+            same(self.call(q, k, v, grid), self.oracle(q, k, v, grid))
+
+    def test_sees_what_the_paper_says(self):
+        for grid in (GRID, (4, 4, 6)):
+            for query in ((0, 0, 0), (1, 1, 2), (3, 3, 5)):
+                expected = {patch for patch in patches_of(grid) if self.sees(query, patch, grid)}
+                assert seen_by(self.step, grid, query) == expected | {query}
+
+    def test_picture_is_computed(self):
+        grid, query = (4, 4, 6), (1, 1, 2)
+        seen = seen_by(self.step, grid, query)
+        document = type(self).mechanism.__doc__
+        if "t=0" in document:
+            assert "\n".join(picture(seen, grid, query)) in document
+        else:
+            assert re.search(r"Sees +everything", document) and seen == set(patches_of(grid))
+
+    @pytest.mark.parametrize("grid", [(2, 4, 6), (6, 8, 10), (4, 2, 14)], ids=str)
+    def test_costs_what_the_docstring_says(self, grid):
+        T, H, W = grid
+        names = dict(T=T, H=H, W=W, S=H * W, D=D, h=h, d=d, min=min, **self.sizes)
+        for C in (0, 1):
+            q, k, v = (torch.empty(1, h, C + T * H * W, d, device="meta") for _ in range(3))
+            macs = counted(lambda: self.call(q, k, v, grid))
+            assert macs == eval(formula(type(self).mechanism), names | {"C": C})
+
+    def test_clips_of_a_batch_do_not_meet(self):
+        q, k, v = qkv()
+        together = self.call(q, k, v, GRID)
+        alone = [self.call(q[i : i + 1], k[i : i + 1], v[i : i + 1], GRID) for i in range(B)]
+        same(together, torch.cat(alone))
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+    def test_half_precision(self, dtype):
+        module = self.step(D, h).eval()
+        x = torch.randn(B, math.prod(GRID), D)
+        expected = module(x, GRID)
+        actual = module.to(dtype)(x.to(dtype), GRID).float()
+        assert actual.isfinite().all()
+        assert (actual - expected).norm() < 0.05 * expected.norm()
+
+    def test_wrong_grid_is_named(self):
+        module = self.step(D, h)
+        with pytest.raises(ValueError, match="5.*9.*7"):
+            module(torch.randn(B, math.prod(GRID), D), (5, 9, 7))
+
+
+# ==== TIMESFORMER: five schemes, each one sentence in the oracle ============================================
+
+
+class TestSpace(Ladder):
+    """Patches of one frame attend to each other."""
+
+    step, mechanism = va.SpaceAttention, va.space_attention
+    class_tokens = ("none", "clip", "frame")
+
+    def oracle(self, q, k, v, grid):
+        return oracle_in_groups(q, k, v, grid, lambda t, y, x: t)
+
+    def sees(self, query, patch, grid):
+        return patch[0] == query[0]
+
+    def test_order_of_frames_cannot_matter(self):
+        T, H, W = GRID
+        q, k, v = qkv()
+        shuffled = torch.arange(T * H * W).view(T, H * W)[torch.randperm(T)].flatten()
+        out = va.space_attention(*(x[:, :, shuffled] for x in (q, k, v)), GRID)
+        same(out, va.space_attention(q, k, v, GRID)[:, :, shuffled])
+
+
+class TestJoint(Ladder):
+    """All tokens attend to all tokens."""
+
+    step, mechanism = va.JointAttention, va.joint_attention
+
+    def oracle(self, q, k, v, grid):
+        return torch.stack([softmax_mean(q[:, :, i], k, v) for i in range(q.shape[2])], dim=2)
+
+    def test_wrong_grid_is_named(self):
+        """Joint attention has no use for the grid: any will do."""
+        q, k, v = qkv()
+        same(va.joint_attention(q, k, v, (5, 9, 7)), va.joint_attention(q, k, v, GRID))
+
+    def test_one_frame_is_space_attention(self):
+        q, k, v = qkv((1, 4, 7), C=1)
+        same(va.joint_attention(q, k, v, (1, 4, 7)), va.space_attention(q, k, v, (1, 4, 7)))
+
+
+class TestDivided(Ladder):
+    """Patches at one place attend to each other along time, and then space attention. The class token
+    waits."""
+
+    step, mechanism = va.TimeAttention, va.time_attention
+    class_tokens = ("none", "clip", "frame")
+
+    def oracle(self, q, k, v, grid):
+        return oracle_in_groups(q, k, v, grid, lambda t, y, x: (y, x), class_joins=False)
+
+    def sees(self, query, patch, grid):
+        return patch[1:] == query[1:]
+
+    def test_one_frame_sees_only_itself(self):
+        q, k, v = qkv((1, 4, 7))
+        same(va.time_attention(q, k, v, (1, 4, 7)), v)
+
+    def test_one_place_is_joint_attention(self):
+        q, k, v = qkv((5, 1, 1))
+        same(va.time_attention(q, k, v, (5, 1, 1)), va.joint_attention(q, k, v, (5, 1, 1)))
+
+    def test_nothing_reaches_the_class_token(self):
+        module = va.TimeAttention(D, h).double()
+        nn.init.ones_(module.proj.bias)
+        out = module(randn(B, 1 + math.prod(GRID), D), GRID)
+        same(out[:, :1], torch.zeros(B, 1, D).double())
+
+    def test_time_then_space_spans_the_clip(self):
+        """Two steps, and every patch has heard from every other: the whole point of dividing."""
+        model = nn.ModuleList([va.TimeAttention(D, h), va.SpaceAttention(D, h)]).double()
+        x = randn(1, math.prod(GRID), D).requires_grad_()
+        y = x + model[0](x, GRID)
+        (gradient,) = torch.autograd.grad(model[1](y, GRID)[0, 17].sum(), x)
+        assert (gradient.abs().sum(-1) > 0).all()
+
+    def test_a_block_starts_as_space_attention(self):
+        """The time branch ends in zeros, so that at first divided is space-only; one step later it is not."""
+        model = tiny("divided", position="space").double()
+        space = tiny("space", position="space", class_token="clip").double()
+        shared = {}
+        for name, value in model.state_dict().items():
+            if "steps.1." in name or "norms.1." in name:
+                shared[name.replace("steps.1.", "steps.0.").replace("norms.1.", "norms.0.")] = value
+            elif "steps.0." not in name and "norms.0." not in name:
+                shared[name] = value
+        space.load_state_dict(shared)
+        video = randn(*VIDEO)
+        same(model(video), space(video))
+
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(2):  # the first step moves the zeros, the second what lies behind them
+            optimizer.zero_grad()
+            model(video).square().sum().backward()
+            optimizer.step()
+        assert (model(video) - space(video)).abs().max() > 1e-6
+        time = model.blocks[0].steps[0]
+        assert time.qkv.weight.grad.abs().max() > 0 and time.zero.weight.abs().max() > 0
+
+
+def half(size, n):
+    """0 in the first half of n, the longer one when n is odd, 1 in the second."""
+    return int(size >= (n + 1) // 2)
+
+
+class TestLocalGlobal(Ladder):
+    """Local: patches in one quarter of the frame, through all frames, attend to each other."""
+
+    step, mechanism = va.LocalAttention, va.local_attention
+
+    def oracle(self, q, k, v, grid):
+        return oracle_in_groups(q, k, v, grid, lambda t, y, x: (half(y, grid[1]), half(x, grid[2])))
+
+    def sees(self, query, patch, grid):
+        return all(half(a, n) == half(b, n) for a, b, n in zip(query[1:], patch[1:], grid[1:]))
+
+    def test_a_quarter_and_an_eighth_of_the_clip(self):
+        grid, query = (4, 6, 10), (1, 1, 2)
+        assert len(seen_by(va.LocalAttention, grid, query)) * 4 == 4 * 6 * 10
+        assert len(seen_by(va.GlobalAttention, grid, query)) * 8 == 4 * 6 * 10
+
+    def test_a_window_that_covers_everything_is_joint(self):
+        q, k, v = qkv((5, 1, 1), C=1)
+        same(va.local_attention(q, k, v, (5, 1, 1)), va.joint_attention(q, k, v, (5, 1, 1)))
+
+
+class TestLocalGlobalGlobal(Ladder):
+    """Global: patches whose t, y and x are alike odd or even attend to each other."""
+
+    step, mechanism = va.GlobalAttention, va.global_attention
+
+    def oracle(self, q, k, v, grid):
+        return oracle_in_groups(q, k, v, grid, lambda t, y, x: (t % 2, y % 2, x % 2))
+
+    def sees(self, query, patch, grid):
+        return all((a - b) % 2 == 0 for a, b in zip(query, patch))
+
+
+class TestAxialWidth(Ladder):
+    """Width: patches of one row of one frame attend to each other."""
+
+    step, mechanism = va.WidthAttention, va.width_attention
+    class_tokens = ("none", "clip", "frame")
+
+    def oracle(self, q, k, v, grid):
+        return oracle_in_groups(q, k, v, grid, lambda t, y, x: (t, y))
+
+    def sees(self, query, patch, grid):
+        return patch[:2] == query[:2]
+
+    def test_one_row_is_space_attention(self):
+        q, k, v = qkv((5, 1, 7), C=1)
+        same(va.width_attention(q, k, v, (5, 1, 7)), va.space_attention(q, k, v, (5, 1, 7)))
+
+
+class TestAxialHeight(Ladder):
+    """Height: patches of one column of one frame attend to each other."""
+
+    step, mechanism = va.HeightAttention, va.height_attention
+    class_tokens = ("none", "clip", "frame")
+
+    def oracle(self, q, k, v, grid):
+        return oracle_in_groups(q, k, v, grid, lambda t, y, x: (t, x))
+
+    def sees(self, query, patch, grid):
+        return patch[0] == query[0] and patch[2] == query[2]
+
+    def test_is_width_attention_of_the_transposed_frame(self):
+        T, H, W = GRID
+        q, k, v = qkv()
+        turned = torch.arange(T * H * W).view(T, H, W).transpose(1, 2).flatten()
+        out = va.width_attention(*(x[:, :, turned] for x in (q, k, v)), (T, W, H))
+        same(out, va.height_attention(q, k, v, GRID)[:, :, turned])
+
+
+# ==== POOLED ================================================================================================
+
+
+def blocks_of(grid, stride):
+    """The blocks of a stride, as lists of (t, y, x)."""
+    blocks = {}
+    for patch in patches_of(grid):
+        blocks.setdefault(tuple(a // s for a, s in zip(patch, stride)), []).append(patch)
+    return list(blocks.values())
+
+
+class TestPooled(Ladder):
+    """Every token attends to the class token and to the mean of every block."""
+
+    step, mechanism = va.PooledAttention, va.pooled_attention
+
+    def oracle(self, q, k, v, grid, stride=(1, 2, 2)):
+        T, H, W = grid
+        C = q.shape[2] - T * H * W
+        pooled = []
+        for x in (k, v):
+            means = [x[:, :, c] for c in range(C)]
+            for block in blocks_of(grid, stride):
+                means.append(sum(x[:, :, C + t * H * W + y * W + z] for t, y, z in block) / len(block))
+            pooled.append(torch.stack(means, dim=2))
+        return torch.stack([softmax_mean(q[:, :, i], *pooled) for i in range(q.shape[2])], dim=2)
+
+    def test_any_stride(self):
+        q, k, v = qkv(C=1)
+        same(va.pooled_attention(q, k, v, GRID, (2, 3, 4)), self.oracle(q, k, v, GRID, (2, 3, 4)))
+
+    def test_stride_one_is_joint(self):
+        q, k, v = qkv(C=1)
+        same(va.pooled_attention(q, k, v, GRID, (1, 1, 1)), va.joint_attention(q, k, v, GRID))
+
+
+# ==== SPACE-TIME MIXING =====================================================================================
+
+
+def naively_mixed(x, grid, window, moved, joined=1):
+    """Keys (or values) of one class token per frame and the patches, every channel fetched by itself."""
+    T, H, W = grid
+    frames = torch.cat([x[:, :, :T].unsqueeze(3), x[:, :, T:].unflatten(2, (T, H * W))], dim=3)
+    channels = joined * d
+    share = int(moved * channels / max(1, 2 * window))
+    offsets = [sign * i for i in range(1, window + 1) for sign in (1, -1)]
+    mixed = torch.zeros_like(frames)
+    for head, channel, t in product(range(h), range(d), range(T)):
+        number = (head % joined) * d + channel
+        part = number // share if share else len(offsets)
+        source = t + (offsets[part] if part < len(offsets) else 0)
+        if 0 <= source < T:
+            mixed[:, head, t, :, channel] = frames[:, head, source, :, channel]
+    return torch.cat([mixed[:, :, :, 0], mixed[:, :, :, 1:].flatten(2, 3)], dim=2)
+
+
+def naively_windowed(q, k, v, grid, window):
+    """Full attention to all patches of the frames t - window .. t + window (X-ViT, equation 7)."""
+    T, H, W = grid
+    out = torch.zeros_like(q)
+    for i, (t, y, x) in enumerate(patches_of(grid)):
+        keys = [j for j, patch in enumerate(patches_of(grid)) if abs(patch[0] - t) <= window]
+        out[:, :, i] = softmax_mean(q[:, :, i], k[:, :, keys], v[:, :, keys])
+    return out
+
+
+class TestMixing(Ladder):
+    """Space attention over keys and values put together channel by channel."""
+
+    step, mechanism = va.MixingAttention, va.mixing_attention
+    class_tokens = ("clip", "frame")
+
+    def oracle(self, q, k, v, grid, window=1, moved=0.5, joined=1):
+        T, H, W = grid
+        C = q.shape[2] - T * H * W
+        q, k, v = (torch.cat([x[:, :, :C].expand(B, h, T, d), x[:, :, C:]], dim=2) for x in (q, k, v))
+        k, v = (naively_mixed(x, grid, window, moved, joined) for x in (k, v))
+        out = oracle_in_groups(q, k, v, grid, lambda t, y, x: t)
+        return torch.cat([out[:, :, :T].mean(2, keepdim=True), out[:, :, T:]], dim=2) if C == 1 else out
+
+    def sees(self, query, patch, grid):
+        return abs(patch[0] - query[0]) <= 1
+
+    @pytest.mark.parametrize("window, moved", [(0, 0.5), (1, 0.25), (1, 1.0), (2, 0.8), (7, 1.0)])
+    def test_shift_window_vs_naive_windowed_attention(self, window, moved):
+        """Shifting whole frames of channels is what building every key by hand gives, for any window and
+        share."""
+        q, k, v = qkv(C=GRID[0])
+        actual = va.mixing_attention(q, k, v, GRID, window=window, moved=moved)
+        same(actual, self.oracle(q, k, v, GRID, window, moved))
+
+    def test_stands_in_for_full_window_attention(self):
+        """Where nothing moves, mixing is full attention in the window, away from the ends: the frames that it
+        borrows from are its own. Where something does, it is an approximation, at the cost of one frame."""
+        T, H, W = GRID
+        still = [x[:, :, : H * W].repeat(1, 1, T, 1) for x in qkv()]
+        inner = slice(H * W, (T - 1) * H * W)
+        same(va.mixing_attention(*still, GRID)[:, :, inner], naively_windowed(*still, GRID, 1)[:, :, inner])
+        q, k, v = qkv()
+        assert (va.mixing_attention(q, k, v, GRID) - naively_windowed(q, k, v, GRID, 1)).abs().max() > 0.1
+        same(va.mixing_attention(q, k, v, GRID, window=0), naively_windowed(q, k, v, GRID, 0))
+
+    @pytest.mark.parametrize("nothing", [dict(window=0), dict(moved=0.0)], ids=str)
+    def test_no_window_or_no_channels_is_space_attention(self, nothing):
+        q, k, v = qkv(C=1)
+        same(va.mixing_attention(q, k, v, GRID, **nothing), va.space_attention(q, k, v, GRID))
+
+    @pytest.mark.parametrize("moved", [0.25, 0.5])
+    def test_whole_heads_as_released(self, moved):
+        q, k, v = qkv(C=GRID[0])
+        actual = va.mixing_attention(q, k, v, GRID, moved=moved, whole_heads=True)
+        same(actual, self.oracle(q, k, v, GRID, 1, moved, joined=h))
+
+    def test_segments_do_not_meet(self):
+        q, k, v = qkv((6, 4, 7))
+        halves = [va.mixing_attention(*(x[:, :, i : i + 84] for x in (q, k, v)), (3, 4, 7)) for i in (0, 84)]
+        same(va.mixing_attention(q, k, v, (6, 4, 7), segment=3), torch.cat(halves, dim=2))
+
+    def test_window_grows_with_depth(self):
+        x = randn(1, math.prod(GRID), D).requires_grad_()
+        y = x
+        for reach in (1, 2, 3):
+            y = va.MixingAttention(D, h).double()(y, GRID)
+            (gradient,) = torch.autograd.grad(y[0, 0].sum(), x, retain_graph=True)
+            frames = (gradient[0].unflatten(0, (GRID[0], -1)).abs().sum((1, 2)) > 1e-18).nonzero().flatten()
+            assert frames.tolist() == list(range(reach + 1))
+
+    @pytest.mark.parametrize("wrong", [dict(window=-1), dict(moved=1.5), dict(segment=2)], ids=str)
+    def test_bad_options_are_named(self, wrong):
+        (name, value), *_ = wrong.items()
+        with pytest.raises(ValueError, match=f"{name}={value}"):
+            va.mixing_attention(*qkv(), GRID, **wrong)
+
+
+class TestSummary(Ladder):
+    """Space attention with T more keys and values, the mean of every frame."""
+
+    step, mechanism = va.SummaryAttention, va.summary_attention
+    class_tokens = ("none", "clip", "frame")
+
+    def oracle(self, q, k, v, grid):
+        T, H, W = grid
+        C = q.shape[2] - T * H * W
+        means = [x[:, :, C:].unflatten(2, (T, H * W)).mean(3) for x in (k, v)]
+        out = torch.zeros_like(q)
+        found = torch.zeros(B, h, T, d).double()
+        for t in range(T):
+            own = list(range(C + t * H * W, C + (t + 1) * H * W))
+            class_token = [0] if C == 1 else [t] if C == T else []
+            keys, values = (torch.cat([x[:, :, class_token + own], m], dim=2) for x, m in zip((k, v), means))
+            for i in own:
+                out[:, :, i] = softmax_mean(q[:, :, i], keys, values)
+            for c in class_token:
+                found[:, :, t] = softmax_mean(q[:, :, c], keys, values)
+        if C:
+            out[:, :, :C] = found if C == T else found.mean(2, keepdim=True)
+        return out
+
+    def test_beside_mixing_they_are_not_mixed(self):
+        """With channels shared out but none moved, mixing with summary tokens is summary attention."""
+        q, k, v = qkv(C=1)
+        both = va.mixing_attention(q, k, v, GRID, moved=0.0, summary=True)
+        same(both, va.summary_attention(q, k, v, GRID))
+        mixed = va.mixing_attention(q, k, v, GRID, summary=True)
+        for other in (both, va.mixing_attention(q, k, v, GRID)):
+            assert (mixed - other).abs().max() > 0.01
+
+
+# ==== TRAJECTORY ============================================================================================
+
+
+def plain_trajectory(q, k, v, grid, proj_q, proj_kv, project_values=True):
+    """Motionformer's equations 4 to 6 as they are written, W_k and W_v on all N*T trajectory tokens."""
+    T, H, W = grid
+    S, C = H * W, q.shape[2] - T * H * W
+    out = [softmax_mean(q[:, :, c], k, v).flatten(1) for c in range(C)]
+    for i, (t, _, _) in enumerate(patches_of(grid)):
+        y = []
+        for frame in range(T):
+            keys = slice(C + frame * S, C + (frame + 1) * S)
+            y.append(softmax_mean(q[:, :, C + i], k[:, :, keys], v[:, :, keys]).flatten(1))  # heads joined
+        y = torch.stack(y, dim=1)  # (B, T, D)
+        query = proj_q(y[:, t]).unflatten(-1, (h, d))
+        keys, values = proj_kv(y).chunk(2, dim=-1)
+        values = values if project_values else y
+        keys, values = (x.unflatten(-1, (h, d)).transpose(1, 2) for x in (keys, values))
+        out.append(softmax_mean(query, keys, values).flatten(1))
+    return torch.stack(out, dim=1).unflatten(-1, (h, d)).transpose(1, 2)
+
+
+class TestTrajectory(Ladder):
+    """Softmax inside every frame, then along the trajectory."""
+
+    step, mechanism = va.TrajectoryAttention, va.trajectory_attention
+
+    def projections(self, like):
+        return [nn.Linear(D, n * D, device=like.device, dtype=like.dtype) for n in (1, 2)]
+
+    def call(self, q, k, v, grid):
+        torch.manual_seed(SEED)
+        return va.trajectory_attention(q, k, v, grid, *self.projections(q))
+
+    def oracle(self, q, k, v, grid):
+        torch.manual_seed(SEED)
+        return plain_trajectory(q, k, v, grid, *self.projections(q))
+
+    def test_gradients_equal_the_plain_form(self):
+        """The folded second stage is the plain one in its derivatives too; of W_k's bias there is none."""
+        q, k, v = (x.requires_grad_() for x in qkv(C=1))
+        projections = self.projections(q)
+        leaves = [q, k, v] + [p for layer in projections for p in layer.parameters()]
+        weight = randn(B, h, 1 + math.prod(GRID), d)
+        gradients = []
+        for form in (va.trajectory_attention, plain_trajectory):
+            loss = (form(q, k, v, GRID, *projections) * weight).sum()
+            gradients.append(torch.autograd.grad(loss, leaves))
+        for actual, expected in zip(*gradients):
+            same(actual, expected)
+        same(gradients[0][-1][:D], torch.zeros(D).double())
+
+    def test_published_slip_in_the_value(self):
+        q, k, v = qkv(C=1)
+        projections = self.projections(q)
+        actual = va.trajectory_attention(q, k, v, GRID, *projections, project_values=False)
+        same(actual, plain_trajectory(q, k, v, GRID, *projections, project_values=False))
+
+    def test_one_frame_is_space_attention(self):
+        """With one frame the trajectory has one point: space attention, and then W_v, or with the slip
+        nothing."""
+        grid = (1, 4, 7)
+        q, k, v = qkv(grid)
+        projections = self.projections(q)
+        space = va.space_attention(q, k, v, grid)
+        same(va.trajectory_attention(q, k, v, grid, *projections, project_values=False), space)
+        value = projections[1](space.transpose(1, 2).flatten(2))[..., D:]
+        actual = va.trajectory_attention(q, k, v, grid, *projections)
+        same(actual, value.unflatten(-1, (h, d)).transpose(1, 2))
+
+    def test_no_patch_sees_the_class_token(self):
+        q, k, v = qkv(C=1)
+        k2, v2 = k.clone(), v.clone()
+        k2[:, :, 0], v2[:, :, 0] = 70.0, 70.0
+        before, after = self.call(q, k, v, GRID), self.call(q, k2, v2, GRID)
+        same(before[:, :, 1:], after[:, :, 1:])
+        assert (before[:, :, 0] - after[:, :, 0]).abs().max() > 1e-3
+
+    def test_first_stage_looks_inside_each_frame(self):
+        q, k, v = qkv()
+        T, S = GRID[0], GRID[1] * GRID[2]
+        y = va.attend_per_frame(q, k, v, T)
+        for t in range(T):
+            frame = slice(t * S, (t + 1) * S)
+            same(y[:, :, :, t], va.attend(q, k[:, :, frame], v[:, :, frame]))
+
+
+# ==== FEWER KEYS: Orthoformer, Nystrom, Performer ===========================================================
+
+
+def greedy_search(x, count, start=0, worst=max):
+    """The most orthogonal subset of the vectors x (n, d), by trying everything at every step."""
+    cosine = [[abs(float(a @ b / (a.norm() * b.norm()))) for b in x] for a in x]
+    picked = [start]
+    while len(picked) < count:
+        left = [i for i in range(len(x)) if i not in picked]
+        picked.append(min(left, key=lambda i: worst(cosine[i][j] for j in picked)))
+    return picked
+
+
+class TestOrthoformer(Ladder):
+    """Two hops: from the query to the prototypes, from these to the keys."""
+
+    step, mechanism = va.OrthoformerAttention, va.orthoformer_attention
+    P = 11
+    sizes = dict(P=11)
+
+    def call(self, q, k, v, grid):
+        return va.orthoformer_attention(q, k, v, grid, k[:, :, : self.P])
+
+    def oracle(self, q, k, v, grid):
+        prototypes = k[:, :, : self.P]
+        found = torch.stack([softmax_mean(p, k, v) for p in prototypes.unbind(2)], dim=2)
+        return torch.stack([softmax_mean(one, prototypes, found) for one in q.unbind(2)], dim=2)
+
+    def test_costs_what_the_docstring_says(self):
+        for grid in ((2, 4, 6), (6, 8, 10), (4, 2, 14)):
+            super().test_costs_what_the_docstring_says(grid)
+
+    def test_wrong_grid_is_named(self):
+        """The prototypes are chosen from all tokens alike, so any grid will do."""
+
+    def test_orthoformer_with_all_prototypes_vs_exact_attention(self):
+        """Every token a prototype is NOT exact attention: softmax(Q K^T) softmax(K K^T) smooths a second
+        time. It becomes exact when every key is clearly nearest to itself, so that the second softmax is the
+        identity, as with orthogonal keys of growing norm. (Nystrom, with its inverse, is exact with any
+        keys; see there.)"""
+        n, width = 48, 64
+        q, v = randn(1, 1, n, width), randn(1, 1, n, width)
+        basis = torch.linalg.qr(randn(width, width))[0][:n].view(1, 1, n, width)
+        error = {}
+        for norm in (4, 8, 12, 16):
+            k = norm * basis
+            exact = va.attend(q, k, v)
+            out = va.orthoformer_attention(q, k, v, (1, 1, n), k)
+            error[norm] = ((out - exact).norm() / exact.norm()).item()
+        assert 0.3 < error[4] < 1.5 and 0.003 < error[8] < 0.05 and 1e-7 < error[12] < 5e-6
+        assert error[16] < 1e-10
+
+    @pytest.mark.parametrize("criterion", ["max", "sum"])
+    def test_selection_equals_greedy_search(self, criterion):
+        x = randn(2, 3, 29, 8)
+        picked = va.most_orthogonal_subset(x, 13, start=4, criterion=criterion)
+        for b, head in product(range(2), range(3)):
+            worst = {"max": max, "sum": sum}[criterion]
+            assert picked[b, head].tolist() == greedy_search(x[b, head], 13, start=4, worst=worst)
+
+    def test_selection_finds_the_axes(self):
+        """Among many copies of a few orthogonal directions it takes one of each."""
+        axes = torch.eye(8).double()[torch.arange(40) % 8] * (1 + torch.rand(40, 1).double())
+        picked = va.most_orthogonal_subset(axes, 8)
+        assert sorted((picked % 8).tolist()) == list(range(8))
+
+    def test_candidates(self):
+        q, k, v = qkv()
+        tokens = torch.cat([q, k], dim=2)
+        cases = [(dict(), tokens), (dict(queries_only=True), q), (dict(choice="random"), tokens)]
+        for options, pool in cases:
+            prototypes = va.choose_prototypes(q, k, 9, **options)
+            distance = torch.cdist(prototypes, pool).min(dim=-1)
+            assert prototypes.shape == (B, h, 9, d) and distance.values.max() < 1e-6
+            assert all(len(set(chosen.tolist())) == 9 for chosen in distance.indices.flatten(0, 1))
+
+    def test_subsampling_keeps_an_even_spread(self):
+        """With an oversampling of one all that is left is every n-th token, and the choice has nothing to
+        choose."""
+        q, k, v = qkv()
+        prototypes = va.choose_prototypes(q, k, 7, queries_only=True, oversample=1)
+        expected = q[:, :, torch.arange(7) * q.shape[2] // 7]
+        same(prototypes.sum(2), expected.sum(2))
+
+    def test_segment_means_are_prototypes_too(self):
+        q, k, v = qkv()
+        same(va.choose_prototypes(q, k, 8, "segments"), torch.cat([q, k], 2).unflatten(2, (8, 35)).mean(3))
+
+    def test_more_prototypes_than_tokens_is_all_tokens(self):
+        q, k, v = qkv((1, 2, 3))
+        assert va.choose_prototypes(q, k, 99).shape == (B, h, 6, d)
+
+    @pytest.mark.parametrize("wrong", [dict(prototypes=0), dict(choice="best")], ids=str)
+    def test_bad_options_are_named(self, wrong):
+        (name, value), *_ = wrong.items()
+        with pytest.raises(ValueError, match=f"{name}={value!r}"):
+            va.choose_prototypes(*qkv()[:2], **wrong)
+
+    def test_inside_trajectory_attention(self):
+        """The first stage with the same prototypes for all frames, the softmax over keys inside each."""
+        q, k, v = qkv()
+        T, S = GRID[0], GRID[1] * GRID[2]
+        prototypes = va.choose_prototypes(q, k, 9)
+        y = va.orthoformer_per_frame(q, k, v, T, prototypes)
+        for t in range(T):
+            frame = slice(t * S, (t + 1) * S)
+            expected = va.orthoformer_attention(q, k[:, :, frame], v[:, :, frame], None, prototypes)
+            same(y[:, :, :, t], expected)
+
+
+class TestNystrom(Ladder):
+    """Two hops over segment means, with the pseudo-inverse of the small matrix between them."""
+
+    step, mechanism = partial(va.NystromAttention, landmarks=11), va.nystrom_attention
+    sizes = dict(P=11)
+
+    def call(self, q, k, v, grid, **options):
+        return va.nystrom_attention(q, k, v, grid, landmarks=11, **options)
+
+    def oracle(self, q, k, v, grid):
+        n = q.shape[2]
+        count = min(11, n)
+        lengths = [n // count + (i >= count - n % count) for i in range(count)]
+        q_means, k_means = (torch.stack([s.mean(2) for s in x.split(lengths, dim=2)], dim=2) for x in (q, k))
+        small = torch.softmax(q_means @ k_means.mT / d**0.5, dim=-1)
+        left = torch.softmax(q @ k_means.mT / d**0.5, dim=-1)
+        right = torch.softmax(q_means @ k.mT / d**0.5, dim=-1)
+        return left @ torch.linalg.pinv(small) @ right @ v
+
+    @pytest.mark.parametrize("grid", GRIDS, ids=str)
+    def test_equals_oracle(self, grid):
+        """With iterations to spare the iteration is the pseudo-inverse; six leave a few per cent."""
+        for C in (0, 1):
+            q, k, v = qkv(grid, C)
+            same(self.call(q, k, v, grid, iterations=30), self.oracle(q, k, v, grid), 1e-8)
+
+    def test_costs_what_the_docstring_says(self):
+        for grid in ((2, 4, 6), (6, 8, 10), (4, 2, 14)):
+            super().test_costs_what_the_docstring_says(grid)
+
+    def test_wrong_grid_is_named(self):
+        """All tokens alike, so any grid will do."""
+
+    def test_every_token_a_landmark_is_exact(self):
+        q, k, v = qkv((1, 4, 7))
+        actual = va.nystrom_attention(q, k, v, (1, 4, 7), landmarks=28, iterations=40)
+        same(actual, va.attend(q, k, v), 1e-8)
+
+    def test_inverse_by_products_alone(self):
+        A = torch.softmax(randn(2, 3, 9, 9) * 2, dim=-1)
+        error = [(A @ va.iterative_inverse(A, n) @ A - A).norm().item() for n in (2, 6, 10, 30)]
+        assert error == sorted(error, reverse=True)
+        same(va.iterative_inverse(A, 30), torch.linalg.pinv(A), 1e-7)
+
+    def test_inside_trajectory_attention(self):
+        """With every token a landmark, in each frame the exact first stage."""
+        q, k, v = qkv((3, 2, 4))
+        same(va.nystrom_per_frame(q, k, v, 3, 24, 40), va.attend_per_frame(q, k, v, 3), 1e-7)
+
+    def test_landmarks_of_the_first_stage_span_time(self):
+        """Two places and two landmarks: the mean of each place over all frames."""
+        q, k, v = qkv((3, 1, 2))
+        means = [x.unflatten(2, (3, 2)).mean(2) for x in (q, k)]
+        small = torch.softmax(means[0] @ means[1].mT / d**0.5, dim=-1)
+        found = va.attend_per_frame(means[0], k, v, 3)
+        weights = torch.softmax(q @ means[1].mT / d**0.5, dim=-1) @ torch.linalg.inv(small)
+        expected = torch.einsum("bhnp,bhptd->bhntd", weights, found)
+        same(va.nystrom_per_frame(q, k, v, 3, 2, 40), expected, 1e-7)
+
+
+class TestPerformer(Ladder):
+    """Weights that are products of random features."""
+
+    step, mechanism = va.PerformerAttention, va.performer_attention
+    M = 13
+    sizes = dict(M=13)
+
+    def projection(self, like):
+        return torch.randn(13, d, generator=torch.Generator().manual_seed(SEED), dtype=torch.float64).to(like)
+
+    def call(self, q, k, v, grid):
+        return va.performer_attention(q, k, v, grid, self.projection(q))
+
+    def oracle(self, q, k, v, grid):
+        W, eps = self.projection(q), 1e-6
+
+        def features(x, peak):
+            x = x / d**0.25
+            exponent = torch.stack([(x * w).sum(-1) - (x * x).sum(-1) / 2 for w in W], dim=-1)
+            return (torch.exp(exponent - exponent.amax(peak, keepdim=True)) + eps) / 13**0.5
+
+        weights = features(q, -1) @ features(k, (-2, -1)).mT
+        return weights @ v / weights.sum(-1, keepdim=True)
+
+    def test_costs_what_the_docstring_says(self):
+        for grid in ((2, 4, 6), (6, 8, 10)):
+            super().test_costs_what_the_docstring_says(grid)
+
+    def test_wrong_grid_is_named(self):
+        """All tokens alike, so any grid will do."""
+
+    def test_features_multiply_to_the_exponential(self):
+        """exp(q . k / sqrt(d)), on average over many projections; c and eps left out of the account."""
+        q, k = 0.5 * randn(5, d), 0.5 * randn(7, d)
+        W = torch.randn(400_000, d, dtype=torch.float64)
+        q, k = q / d**0.25, k / d**0.25
+        phi_q, phi_k = (torch.exp(x @ W.T - (x * x).sum(-1, keepdim=True) / 2) / 400_000**0.5 for x in (q, k))
+        same(phi_q @ phi_k.T, torch.exp(q @ k.T), 0.02)
+
+    def test_error_falls_with_features_and_grows_with_scores(self):
+        errors = {}
+        for scale in (0.25, 1.0):
+            q, k, v = scale * randn(1, 8, 64, 32), scale * randn(1, 8, 64, 32), randn(1, 8, 64, 32)
+            exact = va.attend(q, k, v)
+            for M in (32, 512, 8192):
+                out = va.performer_attention(q, k, v, None, va.orthogonal_projection(M, 32).double())
+                errors[scale, M] = ((out - exact).norm() / exact.norm()).item()
+        for scale in (0.25, 1.0):
+            assert errors[scale, 32] > errors[scale, 512] > errors[scale, 8192]
+        assert errors[0.25, 32] < 0.3 and errors[0.25, 8192] < 0.03 and errors[1.0, 8192] > 0.3
+
+    def test_projection_is_orthogonal_in_blocks(self):
+        W = va.orthogonal_projection(19, 8)
+        unit = W / W.norm(dim=1, keepdim=True)
+        for block in (unit[:8], unit[8:16], unit[16:]):
+            same(block @ block.T, torch.eye(len(block)), 1e-5)
+        assert W.norm(dim=1).std() > 0.1
+
+    def test_inside_trajectory_attention(self):
+        """Each frame normalised by itself, one stabiliser for all."""
+        module = va.PerformerTrajectoryAttention(D, h, features=13).double()
+        q, k, v = qkv()
+        T, S = GRID[0], GRID[1] * GRID[2]
+        y = module.first_stage(q, k, v, T)
+        phi_q = va.favor_features(q, module.projection, (-1,))
+        phi_k = va.favor_features(k, module.projection, (-2, -1))
+        for t in range(T):
+            frame = slice(t * S, (t + 1) * S)
+            weights = phi_q @ phi_k[:, :, frame].mT
+            same(y[:, :, :, t], weights @ v[:, :, frame] / weights.sum(-1, keepdim=True))
+
+
+# ==== LINEAR VIDEO TRANSFORMER ==============================================================================
+
+
+def explicit_weights(q, k, v, eps=1e-6):
+    """Linear attention with its weights written out: they are not negative, and rows sum to one but for
+    eps."""
+    weights = q @ k.mT
+    return weights @ v / (weights.sum(-1, keepdim=True) + eps)
+
+
+def lvt_kernel(x):
+    return torch.clamp(x, min=0.0) + d**-0.5
+
+
+class TestLinear(Ladder):
+    """Weights that are products of ReLU features."""
+
+    step, mechanism = va.LinearAttention, va.linear_attention
+
+    def oracle(self, q, k, v, grid):
+        return explicit_weights(lvt_kernel(q), lvt_kernel(k), v)
+
+    def test_wrong_grid_is_named(self):
+        """All tokens alike, so any grid will do."""
+
+    def test_takes_the_cheaper_order(self):
+        """Four keys of 64 channels are cheaper as weights, four hundred are not; the answer is the same."""
+        for n, expected in ((4, 2 * 4 * 4 * 64), (400, 2 * 400 * 64 * 64)):
+            q, k, v = (torch.empty(1, 1, n, 64, device="meta") for _ in range(3))
+            assert counted(lambda: va.attend_linearly(q, k, v)) == expected + n * 64
+            q, k, v = (torch.rand(1, 1, n, 64).double() for _ in range(3))
+            same(va.attend_linearly(q, k, v), explicit_weights(q, k, v))
+
+    @pytest.mark.parametrize("axis, group", [("time", lambda t, y, x: (y, x)), ("space", lambda t, y, x: t)])
+    def test_along_one_axis(self, axis, group):
+        module = va.LinearAttention(D, h, axis=axis).double()
+        q, k, v = qkv()
+        out = module.mechanism(q, k, v, GRID)
+        members = {}
+        for i, patch in enumerate(patches_of(GRID)):
+            members.setdefault(group(*patch), []).append(i)
+        for tokens in members.values():
+            parts = (lvt_kernel(q[:, :, tokens]), lvt_kernel(k[:, :, tokens]), v[:, :, tokens])
+            same(out[:, :, tokens], explicit_weights(*parts))
+
+    def test_bad_options_are_named(self):
+        with pytest.raises(ValueError, match="axis='up'"):
+            va.LinearAttention(D, h, axis="up")
+
+
+class TestFixation:
+    """g = sigmoid(W [q; k; v] + b) reweighs q and k, feature by feature."""
+
+    def gates(self):
+        return [nn.Linear(3 * d, d).double() for _ in range(2)]
+
+    def test_equals_the_definition(self):
+        q, k, v = qkv()
+        gate_q, gate_k = self.gates()
+        x = torch.cat([q, k, v], dim=-1)
+        for other in (gate_k, None):
+            g_q, g_k = (1 / (1 + torch.exp(-(x @ g.weight.T + g.bias))) for g in (gate_q, other or gate_q))
+            q_fixed, k_fixed = va.fixate(q, k, v, gate_q, other)
+            same(q_fixed, g_q * q)
+            same(k_fixed, g_k * k)
+
+    def test_shared_gate_is_evaluated_once(self):
+        q, k, v = (torch.empty(1, h, 140, d, device="meta") for _ in range(3))
+        gate_q, gate_k = (gate.to("meta") for gate in self.gates())
+        names = dict(N=140, d=d, D=D)
+        assert counted(lambda: va.fixate(q, k, v, gate_q)) == eval(formula(va.fixate), names)
+        assert counted(lambda: va.fixate(q, k, v, gate_q, gate_k)) == 2 * eval(formula(va.fixate), names)
+
+    @pytest.mark.parametrize("fixation", ["shared", "separate"])
+    def test_an_even_gate_changes_nothing(self, fixation):
+        """A gate that is constant over features cancels in the ratio: plain linear attention."""
+        module = va.LinearAttention(D, h, fixation=fixation).double()
+        for gate in (module.gate_q, module.gate_k):
+            if gate is not None:
+                nn.init.zeros_(gate.weight)
+                nn.init.constant_(gate.bias, 30.0)
+        q, k, v = qkv()
+        same(module.mechanism(q, k, v, GRID), va.linear_attention(q, k, v, GRID), 1e-9)
+
+    def test_reads_q_and_k_after_the_kernel(self):
+        module = va.LinearAttention(D, h, fixation="separate").double()
+        q, k, v = qkv()
+        fixed = va.fixate(lvt_kernel(q), lvt_kernel(k), v, module.gate_q, module.gate_k)
+        same(module.mechanism(q, k, v, GRID), explicit_weights(*fixed, v))
+
+    @pytest.mark.parametrize("fixation, gates", [(None, 0), ("shared", 1), ("separate", 2)])
+    def test_parameters(self, fixation, gates):
+        count = sum(p.numel() for p in va.LinearAttention(D, h, fixation=fixation).parameters())
+        assert count == 4 * D * D + 4 * D + gates * (3 * d * d + d)
+
+
+class TestNeighbourhood:
+    """Keys and values take channels from their neighbours, and nobody multiplies anything."""
+
+    def test_borrow_channel_by_channel(self):
+        """Along one axis there are zeros past the border, and diagonally a patch keeps its own."""
+        T, H, W = GRID
+        x = randn(B, T, H, W, 30)
+        steps = [(1, 0, 0), (-1, 0, 0), (0, 0, 2), (0, -1, 1), (9, 0, 0), (1, -1, 1)]
+        out = va.borrow(x, steps, 4)
+        for (t, y, z), channel in product(patches_of(GRID), range(30)):
+            step = steps[channel // 4] if channel // 4 < len(steps) else (0, 0, 0)
+            source = (t + step[0], y + step[1], z + step[2])
+            inside = all(0 <= a < size for a, size in zip(source, GRID))
+            outside = 0.0 if step.count(0) == 2 else x[:, t, y, z, channel]
+            expected = x[(slice(None), *source, channel)] if inside else outside
+            assert (out[:, t, y, z, channel] == expected).all()
+
+    def test_joined_heads_are_sliced(self):
+        """Head-major: with a quarter from either side, of four heads one looks ahead, one back and two
+        stay."""
+        x = randn(B, 4, math.prod(GRID), d)
+        out = va.borrow_from_neighbours(x, GRID, va.NEXT_AND_LAST, d)
+        S = GRID[1] * GRID[2]
+        same(out[:, 0, :-S], x[:, 0, S:])
+        same(out[:, 1, S:], x[:, 1, :-S])
+        same(out[:, 2:], x[:, 2:])
+        assert out[:, 0, -S:].abs().max() == 0 and out[:, 1, :S].abs().max() == 0
+
+    def test_as_x_vits_released_mixing(self):
+        """The same idea under another name: borrowing in time before space attention."""
+        q, k, v = qkv()
+        k2, v2 = (va.borrow_from_neighbours(x, GRID, va.NEXT_AND_LAST, D // 4) for x in (k, v))
+        mixing = va.mixing_attention(q, k, v, GRID, moved=0.5, whole_heads=True)
+        same(va.space_attention(q, k2, v2, GRID), mixing)
+
+    @pytest.mark.parametrize("axis", ["time", "space"])
+    def test_what_a_patch_sees(self, axis):
+        """Time attention hears of the 3 x 3 around a place; space attention of the frames before and
+        after."""
+        width, query = 48, (2, 1, 3)
+        module = va.LinearAttention(width, 4, axis=axis, neighbours=True).double()
+        x = randn(1, math.prod(GRID), width).requires_grad_()
+        (gradient,) = torch.autograd.grad(module(x, GRID)[0, patches_of(GRID).index(query)].sum(), x)
+        for patch, reached in zip(patches_of(GRID), gradient[0].abs().sum(-1) > 0):
+            apart = [abs(a - b) for a, b in zip(patch, query)]
+            assert reached == (max(apart[1:]) <= 1 if axis == "time" else apart[0] <= 1)
+
+    def test_segments_do_not_meet(self):
+        x = randn(B, h, 6 * 28, d)
+        ahead_and_back = va.NEXT_AND_LAST
+        parts = [va.borrow_from_neighbours(part, (3, 4, 7), ahead_and_back, 4) for part in x.split(84, dim=2)]
+        same(va.borrow_from_neighbours(x, (6, 4, 7), ahead_and_back, 4, segment=3), torch.cat(parts, dim=2))
+
+    def test_class_tokens_are_refused(self):
+        with pytest.raises(ValueError, match="141 tokens.*no class tokens"):
+            va.borrow_from_neighbours(randn(B, h, 141, d), GRID, va.NEXT_AND_LAST, 4)
+
+
+# ==== THE BACKBONE ==========================================================================================
+
+VIDEO = (2, 3, 6, 16, 24)  # with patches of 8 a grid of 6 x 2 x 3
+
+
+def tiny(attention, **options):
+    sizes = dict(num_classes=5, num_frames=6, image_size=(16, 24), patch_size=8, dim=24, depth=2, heads=4)
+    return va.VideoTransformer(attention, **sizes | options).eval()
