@@ -12,11 +12,12 @@ finite in half precision. All of it in float64, with every size different from e
 axis cannot hide.
 """
 
+import ast
 import importlib.util
-import inspect
 import math
 import os
 import re
+import subprocess
 import sys
 from functools import partial
 from itertools import product
@@ -30,6 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 HERE = Path(__file__).parent
 SEED = int(os.environ.get("VA_SEED", 0))
+torch.set_num_threads(1)  # the tensors are tiny: threads would only wait for each other
 
 
 def load_subject():
@@ -1073,8 +1075,365 @@ class TestNeighbourhood:
 # ==== THE BACKBONE ==========================================================================================
 
 VIDEO = (2, 3, 6, 16, 24)  # with patches of 8 a grid of 6 x 2 x 3
+SCHEMES = dict(va.ATTENTION)
+for name in ("orthoformer", "trajectory_orthoformer"):  # few prototypes: tracing unrolls the selection
+    SCHEMES[name] = [partial(step, prototypes=5) for step in SCHEMES[name]]
+every_scheme = pytest.mark.parametrize("name", SCHEMES)
 
 
 def tiny(attention, **options):
+    """A model that takes VIDEO, in eval; named schemes get their own class tokens also when cut down."""
     sizes = dict(num_classes=5, num_frames=6, image_size=(16, 24), patch_size=8, dim=24, depth=2, heads=4)
+    if isinstance(attention, str):
+        options = dict(class_token=va.CLASS_TOKEN.get(attention)) | options
+        attention = SCHEMES[attention]
     return va.VideoTransformer(attention, **sizes | options).eval()
+
+
+class TestBackbone:
+    @every_scheme
+    def test_shapes(self, name):
+        model = va.VideoTransformer(name, num_classes=5, num_frames=6, image_size=(16, 24), patch_size=8,
+                                    dim=24, depth=1, heads=4)
+        C = {"clip": 1, "frame": 6, "none": 0}[va.CLASS_TOKEN.get(name, "clip")]
+        video = torch.randn(VIDEO)
+        assert model(video).shape == (2, 5)
+        assert model.forward_features(video).shape == (2, C + 6 * 2 * 3, 24)
+
+    @every_scheme
+    def test_any_grid(self, name):
+        """The grid belongs to the call: 5 frames of 3 x 7 patches, one frame, one patch."""
+        model = tiny(name, depth=1)
+        for frames, height, width in ((5, 24, 56), (1, 16, 24), (6, 8, 8), (1, 8, 8)):
+            logits = model(torch.randn(1, 3, frames, height, width))
+            assert logits.shape == (1, 5) and logits.isfinite().all()
+
+    @every_scheme
+    def test_eval_is_deterministic_and_training_is_not(self, name):
+        model = tiny(name, depth=1, dropout=0.5, drop_path=0.5)
+        video = torch.randn(VIDEO)
+        assert torch.equal(model(video), model(video))
+        model.train()
+        assert not torch.equal(model(video), model(video))
+
+    @every_scheme
+    def test_compiles_without_a_break(self, name):
+        torch._dynamo.reset()
+        model = tiny(name, depth=1)
+        video = torch.randn(VIDEO)
+        same(torch.compile(model, fullgraph=True, backend="eager")(video), model(video), 1e-5)
+
+    @every_scheme
+    def test_exports_with_any_batch(self, name):
+        model = tiny(name, depth=1)
+        dynamic = {"video": {0: torch.export.Dim("B", min=1, max=64)}}
+        exported = torch.export.export(model, (torch.randn(VIDEO),), dynamic_shapes=dynamic).module()
+        video = torch.randn(5, *VIDEO[1:])
+        same(exported(video), model(video), 1e-5)
+
+    @every_scheme
+    def test_overfits_eight_clips(self, name):
+        """Eight clips of noise and eight labels of no meaning: a model that cannot learn these is broken."""
+        video, label = torch.randn(8, *VIDEO[1:]), torch.arange(8) % 4
+        model = tiny(name, depth=1).train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+        for _ in range(60):
+            loss = nn.functional.cross_entropy(model(video), label)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        assert (model.eval()(video).argmax(1) == label).all(), f"loss {loss:.3f} after 60 steps"
+
+    @every_scheme
+    def test_every_parameter_learns(self, name):
+        """After one step no branch is asleep. The key bias never matters in a softmax; and since only the
+        class token is classified, what makes the patches of a last trajectory block cannot matter either."""
+        model = tiny(name).double().train()
+        video = randn(*VIDEO)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(2):
+            optimizer.zero_grad()
+            (model(video) * torch.arange(10).view(2, 5)).sum().backward()
+            optimizer.step()
+        asleep = {n for n, p in model.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-15}
+        expected = set()
+        if name.startswith("trajectory"):
+            expected = {f"blocks.1.steps.0.proj_{p}.{w}" for p in ("q", "kv") for w in ("weight", "bias")}
+        assert asleep == expected
+
+    def test_gradients_and_batches_are_independent(self):
+        model = tiny("divided").double()
+        video = randn(*VIDEO)
+        same(model(video)[:1], model(video[:1]))
+
+    def test_stacked_steps_of_ones_own(self):
+        """A scheme is a list: here axial attention without time, with an option for pooled attention."""
+        model = tiny([va.WidthAttention, partial(va.PooledAttention, stride=(3, 2, 1))])
+        assert model(torch.randn(VIDEO)).shape == (2, 5)
+
+
+class TestTokens:
+    def test_a_patch_is_a_linear_layer_on_its_pixels(self):
+        patches = va.PatchEmbedding((3, 4, 8), 10).double()
+        video = randn(2, 3, 6, 12, 24)
+        tokens, grid = patches(video)
+        assert grid == (2, 3, 3) and tokens.shape == (2, 18, 10)
+        for n, (t, y, x) in enumerate(patches_of(grid)):
+            pixels = video[:, :, 3 * t : 3 * t + 3, 4 * y : 4 * y + 4, 8 * x : 8 * x + 8].flatten(1)
+            same(tokens[:, n], pixels @ patches.proj.weight.flatten(1).T + patches.proj.bias)
+
+    def test_overlapping_patches(self):
+        """LVT's: 16 x 16 every 14 pixels with 8 zeros around make 17 x 17 of a 224 x 224 frame, normed."""
+        patches = va.PatchEmbedding((1, 16, 16), 10, stride=(1, 14, 14))
+        assert patches.grid((16, 224, 224)) == (16, 17, 17)
+        tokens, grid = patches(torch.randn(1, 3, 2, 40, 56))
+        assert grid == (2, 3, 5) and tokens.shape == (1, 30, 10)
+        same(tokens.mean(-1), torch.zeros(1, 30), 1e-5)
+
+    def test_central_frame_kernel(self):
+        """A tubelet model with an inflated kernel sees its central frames as the image model does."""
+        image = nn.Conv2d(3, 10, 8, stride=8).double()
+        for frames in (2, 3):
+            patches = va.PatchEmbedding((frames, 8, 8), 10).double()
+            patches.proj.weight.data = va.central_frame_kernel(image.weight.data, frames)
+            patches.proj.bias.data = image.bias.data
+            video = randn(2, 3, 2 * frames, 16, 24)
+            tokens, grid = patches(video)
+            central = image(video[:, :, frames // 2])
+            same(tokens[:, : 2 * 3], central.flatten(2).transpose(1, 2))
+
+    @pytest.mark.parametrize("kind", ["none", "space", "time", "separate", "joint"])
+    @pytest.mark.parametrize("class_token", ["none", "clip", "frame"])
+    def test_position_of_every_token(self, kind, class_token):
+        T, H, W = GRID
+        position = va.PositionEmbedding(kind, GRID, 8, class_token).double()
+        for table in position.parameters():
+            nn.init.normal_(table)
+        C = {"none": 0, "clip": 1, "frame": T}[class_token]
+        out = position(torch.zeros(2, C + T * H * W, 8).double(), GRID)[0]
+        c = min(C, 1)
+        for n, (t, y, x) in enumerate(patches_of(GRID)):
+            expected = torch.zeros(8).double()
+            if kind in ("space", "separate"):
+                expected = expected + position.place[0, c + y * W + x]
+            if kind == "joint":
+                expected = expected + position.place[0, c + n]
+            if kind in ("time", "separate"):
+                expected = expected + position.time[0, t]
+            same(out[C + n], expected)
+        for t in range(C):
+            expected = position.place[0, 0] if position.place is not None else torch.zeros(8).double()
+            if class_token == "frame" and position.time is not None:
+                expected = expected + position.time[0, t]
+            same(out[t], expected)
+
+    def test_tables_are_resized(self):
+        """Linear in time and bicubic in space: away from the edges a steady slope stays one, at half the step."""
+        ramp = torch.arange(8.0).view(1, 8, 1)
+        finer = va.resize_table(ramp, (8,), (16,)).flatten()[1:-1]
+        same(finer.diff(), torch.full((13,), 0.5), 1e-6)
+        plane = (10 * torch.arange(9.0).view(9, 1) + torch.arange(12.0)).view(1, 108, 1)
+        finer = va.resize_table(plane, (9, 12), (18, 24)).view(18, 24)[6:-6, 6:-6]
+        same(finer[2:] - finer[:-2], torch.full((4, 12), 10.0), 1e-4)
+        same(finer[:, 2:] - finer[:, :-2], torch.full((6, 10), 1.0), 1e-4)
+        assert va.resize_table(ramp, (8,), (8,)) is ramp
+
+    def test_positions_break_the_symmetry(self):
+        """Without them the model cannot tell where or when a patch is: shuffled patches give the same
+        answer."""
+        video = randn(*VIDEO)
+        for kind, told in (("none", False), ("separate", True)):
+            model = tiny("joint", position=kind).double()
+            if model.position.time is not None:
+                nn.init.normal_(model.position.time)
+            assert ((model(video) - model(video.flip(2))).abs().max() > 1e-6) == told
+
+
+class TestInitialisation:
+    def test_as_published(self):
+        model = va.VideoTransformer("divided", dim=192, depth=2, heads=3, num_classes=7)
+        same(model.position.time, torch.zeros(1, 8, 192))
+        for block in model.blocks:
+            same(block.steps[0].zero.weight, torch.zeros(192, 192))
+            same(block.steps[0].qkv.bias, torch.zeros(3 * 192))
+            assert block.steps[1].zero is None
+            assert 0.0195 < block.steps[0].qkv.weight.std() < 0.0205
+            assert block.steps[0].qkv.weight.abs().max() < 2.0
+        assert 0.0195 < model.position.place.std() < 0.0205
+
+    def test_a_clip_starts_as_a_bag_of_images(self):
+        """New branches and the time table are zero: at first the order of the frames does not matter."""
+        video = randn(*VIDEO)
+        model = tiny("divided").double()
+        same(model(video), model(video.flip(2)))
+
+    def test_stochastic_depth_keeps_the_mean(self):
+        drop = va.StochasticDepth(0.3).train()
+        x = torch.ones(20_000, 1, 1)
+        kept = drop(x).flatten()
+        assert set(kept.unique().tolist()) == {0.0, float(torch.tensor(1.0) / 0.7)}
+        assert abs(kept.mean() - 1) < 0.03
+        assert drop.eval()(x) is x
+
+    def test_stochastic_depth_grows_with_depth(self):
+        model = tiny("joint", depth=5, drop_path=0.2)
+        assert [round(block.drop_path.rate, 6) for block in model.blocks] == [0.0, 0.05, 0.1, 0.15, 0.2]
+
+
+class TestHeads:
+    def test_pools(self):
+        tokens = randn(2, 6 + 36, 24)
+        for pool, pooled in (("class", tokens[:, :6].mean(1)), ("mean", tokens[:, 6:].mean(1))):
+            head = va.Head(24, 5, pool, None, None, 4, 0.0).double()
+            same(head(tokens, (6, 2, 3)), head.classify(pooled))
+
+    def test_temporal_attention_head(self):
+        """A new class token and the frames in one transformer layer, by hand; the order of frames is not
+        told."""
+        head = va.TemporalAttentionHead(24, 4).double()
+        nn.init.normal_(head.class_token)
+        frames = randn(2, 7, 24)
+        x = torch.cat([head.class_token.expand(2, 1, 24), frames], dim=1)
+        block = head.block
+        q, k, v = block.steps[0].project(block.norms[0](x))
+        found = softmax_mean(q[:, :, 0], k, v).flatten(1)
+        y = x[:, 0] + block.steps[0].proj(found)
+        expected = y + block.mlp.fc2(nn.functional.gelu(block.mlp.fc1(block.mlp_norm(y))))
+        same(head(frames), expected)
+        same(head(frames.flip(1)), expected)
+        assert block.steps[0].qkv.bias is None
+
+    @pytest.mark.parametrize("name", ["space", "divided", "lvt"])
+    def test_temporal_head_with_any_scheme(self, name):
+        """Over the frames' class tokens where there are some, else over the means of their patches."""
+        model = tiny(name, head="temporal").double()
+        video = randn(*VIDEO)
+        tokens, grid = model.encode(video)
+        C = tokens.shape[1] - 36
+        frames = tokens[:, :6] if C == 6 else tokens[:, C:].unflatten(1, (6, 6)).mean(2)
+        same(model(video), model.head.classify(model.head.temporal(frames)))
+
+    @pytest.mark.parametrize("mlp, layers", [(None, 1), ("tanh", 3), ("gelu", 5)])
+    def test_classifiers(self, mlp, layers):
+        head = va.Head(24, 5, "mean", mlp, 40, 4, 0.1)
+        assert len(head.classify) == layers and head(torch.randn(2, 36, 24), (6, 2, 3)).shape == (2, 5)
+
+
+class TestBlock:
+    def test_residual_steps_and_mlp(self):
+        steps = [va.TimeAttention(D, h), va.SpaceAttention(D, h)]
+        block = va.Block(D, steps, va.MLP(D, 50)).double()
+        x = expected = randn(B, 1 + math.prod(GRID), D)
+        for norm, step in zip(block.norms, steps):
+            expected = expected + step(norm(expected), GRID)
+        expected = expected + block.mlp(block.mlp_norm(expected), GRID)
+        same(block(x, GRID), expected)
+
+    def test_depthwise_mlp_sees_the_places_around(self):
+        """Channel by channel a 3 x 3 window with zeros around the frame, between the two layers."""
+        T, H, W = GRID
+        mlp = va.MLP(D, 10, depthwise=True).double()
+        x = randn(B, T * H * W, D)
+        hidden = mlp.fc1(x).unflatten(1, GRID)
+        padded = nn.functional.pad(hidden, (0, 0, 1, 1, 1, 1))
+        out = mlp.depthwise.bias.expand_as(hidden).clone()
+        for dy, dx in product(range(3), range(3)):
+            out = out + padded[:, :, dy : dy + H, dx : dx + W] * mlp.depthwise.weight[:, 0, dy, dx]
+        same(mlp(x, GRID), mlp.fc2(nn.functional.gelu(out)).flatten(1, 3))
+
+
+class TestPublishedSizes:
+    @pytest.mark.parametrize(
+        "name, count",
+        [
+            ("space", 85_932_462),
+            ("joint", 85_938_606),
+            ("divided", 121_392_558),
+            ("local_global", 121_392_558),
+            ("axial", 156_846_510),
+        ],
+    )
+    def test_parameters_of_timesformers_table_1(self, name, count):
+        """ViT-B at 8 x 224 x 224 with 174 classes: 85.9, 85.9, 121.4, 121.4 and 156.8 million."""
+        with torch.device("meta"):
+            position = "space" if name == "space" else "separate"
+            model = va.preset("timesformer", attention=name, num_classes=174, position=position)
+        assert sum(p.numel() for p in model.parameters()) == count
+
+
+class TestErrors:
+    """What is wrong, in numbers, and what would be right."""
+
+    @pytest.mark.parametrize(
+        "options, message",
+        [
+            (dict(dim=24, heads=5), "dim=24.*heads=5.*multiple"),
+            (dict(attention="divded"), "divded.*space, joint, divided"),
+            (dict(position="learned"), "learned.*separate"),
+            (dict(class_token="two"), "two.*clip, frame or none"),
+            (dict(class_token="none", head="class"), "head='class'"),
+            (dict(depthwise=True), "depthwise"),
+            (dict(head="max"), "max.*class, mean"),
+            (dict(patch_size=(1, 2, 3, 4)), r"\(1, 2, 3, 4\)"),
+            (dict(patch_size=0), "size 0"),
+            (dict(num_frames=1, patch_size=(2, 8, 8)), r"\(1, 16, 24\).*\(2, 8, 8\)"),
+        ],
+        ids=str,
+    )
+    def test_constructor(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            tiny_options = dict(attention="divided", num_frames=6, image_size=(16, 24), patch_size=8)
+            va.VideoTransformer(**tiny_options | dict(dim=24, depth=1, heads=4) | options)
+
+    @pytest.mark.parametrize(
+        "shape, message",
+        [
+            ((2, 6, 3, 16, 24), r"\(B, 3 channels.*\(2, 6, 3, 16, 24\).*\(B, T, C, H, W\).*transpose"),
+            ((3, 6, 16, 24), r"\(3, 6, 16, 24\)"),
+            ((2, 3, 5, 16, 24), "frames=5.*patches of 2.*4"),
+            ((2, 3, 6, 20, 24), "height=20.*patches of 8.*16"),
+            ((2, 3, 6, 16, 7), "width=7.*patches of 8.*8"),
+        ],
+        ids=str,
+    )
+    def test_video(self, shape, message):
+        with pytest.raises(ValueError, match=message):
+            tiny("joint", patch_size=(2, 8, 8))(torch.randn(shape))
+
+    def test_preset(self):
+        with pytest.raises(ValueError, match="timesfomer.*timesformer"):
+            va.preset("timesfomer")
+
+
+class TestFile:
+    """What a visitor finds."""
+
+    source = Path(va.__file__).read_text()
+
+    def test_under_1500_lines_of_110_columns(self):
+        lines = self.source.splitlines()
+        assert len(lines) < 1500
+        assert [n for n, line in enumerate(lines, 1) if len(line) > 110] == []
+
+    def test_no_function_over_45_lines(self):
+        tree = ast.parse(self.source)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
+                signature = node.body[0].lineno - node.lineno
+                assert signature + node.end_lineno - first.lineno + 1 <= 45, node.name
+
+    def test_contents_name_what_is_there(self):
+        """Every bar of the file is in its table of contents, in order, and every name there exists."""
+        document = va.__doc__
+        bars = re.findall(r"^# ==== ([A-Z][A-Z -]+[A-Z])", self.source, re.M)
+        places = [document.index(f"    {bar} ") for bar in bars]
+        assert places == sorted(places)
+        contents = document[document.index("CONTENTS") : document.index("PAPERS")]
+        for name in re.findall(r"\b[a-z]+(?:_[a-z]+)+\b|\b[A-Z][a-z]+[A-Z]\w+\b|\b[A-Z]{5,}(?=:)", contents):
+            assert hasattr(va, name) or name in ("TimeSformer", "ViViT"), name
+
+    def test_importing_says_and_does_nothing(self):
+        code = "import sys; sys.path.insert(0, sys.argv[1]); import video_attention"
+        run = subprocess.run([sys.executable, "-W", "error", "-c", code, str(HERE)], capture_output=True)
+        assert (run.returncode, run.stdout, run.stderr) == (0, b"", b"")

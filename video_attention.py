@@ -1243,27 +1243,10 @@ class VideoTransformer(nn.Module):
     """
 
     def __init__(
-        self,
-        attention="divided",
-        num_classes=400,
-        num_frames=8,
-        image_size=224,
-        patch_size=16,
-        dim=768,
-        depth=12,
-        heads=12,
-        mlp_ratio=4.0,
-        position="separate",
-        class_token=None,
-        head=None,
-        head_mlp=None,
-        head_hidden=None,
-        dropout=0.0,
-        drop_path=0.0,
-        patch_stride=None,
-        zero_init=True,
-        depthwise=False,
-        channels=3,
+        self, attention="divided", num_classes=400, num_frames=8, image_size=224, patch_size=16,
+        dim=768, depth=12, heads=12, mlp_ratio=4.0, position="separate", class_token=None,
+        head=None, head_mlp=None, head_hidden=None, dropout=0.0, drop_path=0.0,
+        patch_stride=None, zero_init=True, depthwise=False, channels=3,
     ):
         super().__init__()
         steps = steps_of(attention)
@@ -1330,7 +1313,7 @@ class VideoTransformer(nn.Module):
 
 def as_sizes(size):
     """An int p is (1, p, p), a pair (rows, columns) is (1, rows, columns), a triple with frames is itself."""
-    sizes = (1, size, size) if isinstance(size, int) else (1, *size)[-3:]
+    sizes = (1, size, size) if isinstance(size, int) else (1,) * (3 - len(size)) + tuple(size)
     if len(sizes) != 3 or min(sizes) < 1:
         raise ValueError(f"size {size} must be an int, (rows, columns) or (frames, rows, columns), all >= 1")
     return sizes
