@@ -752,13 +752,22 @@ class TestOrthoformer(Ladder):
             assert prototypes.shape == (B, h, 9, d) and distance.values.max() < 1e-6
             assert all(len(set(chosen.tolist())) == 9 for chosen in distance.indices.flatten(0, 1))
 
-    def test_subsampling_keeps_an_even_spread(self):
-        """With an oversampling of one all that is left is every n-th token, and the choice has nothing to
-        choose."""
+    def test_subsampling_is_the_random_choice(self):
+        """Drawing one candidate per prototype leaves nothing to choose; drawing all is the greedy search of
+        all."""
         q, k, v = qkv()
-        prototypes = va.choose_prototypes(q, k, 7, queries_only=True, oversample=1)
-        expected = q[:, :, torch.arange(7) * q.shape[2] // 7]
-        same(prototypes.sum(2), expected.sum(2))
+        only = va.choose_prototypes(q, k, 7, oversample=1)
+        same(only.sum(2), va.choose_prototypes(q, k, 7, "random").sum(2))
+        every = va.choose_prototypes(q, k, 7, queries_only=True, oversample=None)
+        for b, head in product(range(B), range(h)):
+            same(every[b, head], q[b, head, greedy_search(q[b, head], 7)])
+
+    def test_random_choice_is_spread_over_the_clip(self):
+        """Not every other column: a quarter of the tokens touches every row, column and frame."""
+        q = torch.arange(8.0 * 14 * 14).view(1, 1, -1, 1)
+        numbers = va.choose_prototypes(q, q, 392, "random", queries_only=True).flatten().long()
+        for n, count in ((numbers // 196, 8), (numbers // 14 % 14, 14), (numbers % 14, 14)):
+            assert n.bincount(minlength=count).min() > 0.5 * 392 / count
 
     def test_segment_means_are_prototypes_too(self):
         q, k, v = qkv()
@@ -1228,7 +1237,8 @@ class TestTokens:
             same(out[t], expected)
 
     def test_tables_are_resized(self):
-        """Linear in time and bicubic in space: away from the edges a steady slope stays one, at half the step."""
+        """Linear in time and bicubic in space: away from the edges a steady slope stays one, at half the
+        step."""
         ramp = torch.arange(8.0).view(1, 8, 1)
         finer = va.resize_table(ramp, (8,), (16,)).flatten()[1:-1]
         same(finer.diff(), torch.full((13,), 0.5), 1e-6)

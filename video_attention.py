@@ -625,12 +625,11 @@ def choose_prototypes(
 ):
     """Prototypes (B, h, P, d) from the tokens of a clip; as many as there are tokens when these are fewer.
 
-    choice        "orthogonal", see most_orthogonal_subset, with its criterion; or, to compare with (table
-                  3b), "random", a fixed shuffle so that eval repeats itself, or "segments", see segment_means
+    choice        "orthogonal", see most_orthogonal_subset, with its criterion; or, to compare with (its table
+                  3b), "random" or "segments", see segment_means
     queries_only  candidates are the queries and keys (the paper's algorithm), or the queries (its code)
-    oversample    how many candidates to keep per prototype, evenly spread, so that choosing costs the same
-                  for any N (the paper's c, which does not say how it samples); None keeps all, as its code
-                  does
+    oversample    how many candidates to draw per prototype, so that choosing costs the same for any N (the
+                  paper's c); None takes all, as its code does
     """
     x = q if queries_only else torch.cat([q, k], dim=2)
     n, P = x.shape[2], min(prototypes, q.shape[2])
@@ -638,13 +637,14 @@ def choose_prototypes(
         raise ValueError(f"prototypes={prototypes} of {q.shape[2]} tokens: at least one of each is needed")
     if choice == "segments":
         return segment_means(x, P)
+    i = torch.arange(n, device=x.device) + 104729
+    shuffle = (i * i % 1000003 * i % 1000003).argsort()  # a fixed one, so that eval repeats itself
     if choice == "random":
-        shuffle = (torch.arange(n, device=x.device) * 7919 + 104729) ** 3 % 1000003
-        return x[:, :, shuffle.argsort()[:P]]
+        return x[:, :, shuffle[:P]]
     if choice != "orthogonal":
         raise ValueError(f"choice={choice!r} is unknown; choose orthogonal, random or segments")
-    if oversample is not None and n > oversample * P:
-        x = x[:, :, torch.arange(oversample * P, device=x.device) * n // (oversample * P)]
+    if oversample is not None:
+        x = x[:, :, shuffle[: oversample * P]]
     picked = most_orthogonal_subset(x, P, criterion=criterion)
     return x.gather(2, picked.unsqueeze(-1).expand(-1, -1, -1, x.shape[3]))
 
@@ -656,7 +656,7 @@ def orthoformer_attention(q, k, v, grid, prototypes):
 
     It smooths twice, so it is not exact even when every token is a prototype. It becomes exact when every
     key is a prototype and clearly nearest to itself: for 48 orthogonal keys of norm 4, 8, 12 and 16 in 64
-    dimensions the relative error is 0.7, 0.015, 7e-7 and 6e-13.
+    dimensions the relative error is 0.4, 0.01, 6e-7 and 6e-13.
 
     Sees          everything
     Class token   A token like any other.
@@ -912,7 +912,7 @@ def performer_attention(q, k, v, grid, projection):
     off with any one of them when scores are large.
 
     For N=64 and d=32 the relative error with 32, 128, 512, 2048 and 8192 features is .12 .06 .03 .02 .01
-    when q and k have scale 1/4, and 2.1 1.6 1.2 .95 .80 when they have scale 1: it is the size of the scores
+    when q and k have scale 1/4, and 1.6 1.5 1.3 1.1 .9 when they have scale 1: it is the size of the scores
     that hurts.
 
     Sees          everything
@@ -1039,13 +1039,19 @@ def central_frame_kernel(kernel, frames):
     return inflated
 
 
-def resize_table(table, old, new):
-    """Resample a position table (1, prod(old), D) to (1, prod(new), D): linear in time, bicubic in space."""
+def resize_table(table, old, new, how="smooth"):
+    """Resample a position table (1, prod(old), D) to (1, prod(new), D).
+
+    "smooth" is linear in time and bicubic in space (Motionformer), "nearest" takes the nearest entry (released
+    TimeSformer), "repeat" is smooth in space and starts over at the end of time (released X-ViT and LVT).
+    """
     if tuple(old) == tuple(new):
         return table
-    mode = {1: "linear", 2: "bicubic", 3: "trilinear"}[len(new)]
+    if how == "repeat" and len(new) == 1:
+        return table[:, torch.arange(new[0], device=table.device) % old[0]]
+    mode = "nearest" if how == "nearest" else {1: "linear", 2: "bicubic", 3: "trilinear"}[len(new)]
     table = table.transpose(1, 2).unflatten(2, tuple(old))
-    table = F.interpolate(table, size=tuple(new), mode=mode, align_corners=False)
+    table = F.interpolate(table, size=tuple(new), mode=mode)
     return table.flatten(2).transpose(1, 2)
 
 
@@ -1057,20 +1063,22 @@ class PositionEmbedding(nn.Module):
                   "time"      one per frame; places then come from convolutions (LVT)
                   "separate"  one per place and one per frame, the latter zero at first, as no image model
                   has it "joint"     one per place and frame
-    grid          (T, H, W) of the tables; another grid in a call resizes them, see resize_table
+    grid          (T, H, W) of the tables; another grid in a call resizes them, see resize_table for `resize`
     class_token   "clip", "frame" or "none". It has an entry of its own among the places. One per frame also
                   gets the entry of its frame (X-ViT); one per clip has no time (TimeSformer, Motionformer).
     """
 
-    def __init__(self, kind, grid, dim, class_token):
+    def __init__(self, kind, grid, dim, class_token, resize="smooth"):
         super().__init__()
         T, H, W = grid
         S = H * W
         sizes = {"none": (0, 0), "space": (S, 0), "time": (0, T), "separate": (S, T), "joint": (T * S, 0)}
         if kind not in sizes:
             raise ValueError(f"position={kind!r} is unknown; choose one of {', '.join(sizes)}")
+        if resize not in ("smooth", "nearest", "repeat"):
+            raise ValueError(f"resize={resize!r} is unknown; choose smooth, nearest or repeat")
         places, frames = sizes[kind]
-        self.kind, self.grid = kind, (T, H, W)
+        self.kind, self.grid, self.resize = kind, (T, H, W), resize
         self.class_has_time = class_token == "frame"
         self.c = 0 if class_token == "none" else 1  # the class token's entries
         self.place = nn.Parameter(torch.zeros(1, self.c + places, dim)) if places else None
@@ -1082,14 +1090,14 @@ class PositionEmbedding(nn.Module):
         C = count_class_tokens(x, grid)
         class_tokens, patches = x[:, :C], x[:, C:]
         if self.kind == "joint":
-            patches = patches + resize_table(self.place[:, self.c :], self.grid, grid)
+            patches = patches + resize_table(self.place[:, self.c :], self.grid, grid, self.resize)
         elif self.place is not None:
-            places = resize_table(self.place[:, self.c :], self.grid[1:], (H, W))  # (1, H*W, D)
+            places = resize_table(self.place[:, self.c :], self.grid[1:], (H, W), self.resize)  # (1, H*W, D)
             patches = patches + places.repeat(1, T, 1)
         if self.place is not None:
             class_tokens = class_tokens + self.place[:, : self.c]
         if self.time is not None:
-            time = resize_table(self.time, self.grid[:1], (T,))  # (1, T, D)
+            time = resize_table(self.time, self.grid[:1], (T,), self.resize)  # (1, T, D)
             patches = patches + time.repeat_interleave(H * W, dim=1)
             class_tokens = class_tokens + time if self.class_has_time else class_tokens
         return torch.cat([class_tokens, patches], dim=1)  # (B, N, D)
@@ -1121,12 +1129,13 @@ class MLP(nn.Module):
     Cost          2*N*D*hidden        and 9*N*hidden with depthwise
     """
 
-    def __init__(self, dim, hidden, dropout=0.0, depthwise=False):
+    def __init__(self, dim, hidden, dropout=0.0, depthwise=False, gelu="none"):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
         self.dropout = nn.Dropout(dropout)
         self.depthwise = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden) if depthwise else None
+        self.gelu = nn.GELU(approximate=gelu)
 
     def forward(self, x, grid):
         T, H, W = grid
@@ -1134,7 +1143,7 @@ class MLP(nn.Module):
         if self.depthwise is not None:
             frames = self.depthwise(rearrange(x, "B (T H W) D -> (B T) D H W", T=T, H=H, W=W))
             x = rearrange(frames, "(B T) D H W -> B (T H W) D", T=T)
-        return self.dropout(self.fc2(self.dropout(F.gelu(x))))
+        return self.dropout(self.fc2(self.dropout(self.gelu(x))))
 
 
 class Block(nn.Module):
@@ -1239,14 +1248,18 @@ class VideoTransformer(nn.Module):
     dropout       after the embedding, after every projection, in the MLPs and the head
     drop_path     stochastic depth, from 0 in the first block to this in the last; neither acts in eval
     zero_init     a block's steps start at zero but for the last, see Attention
-    depthwise     MLPs with a 3 x 3 convolution, see MLP
+    depthwise     MLPs with a 3 x 3 convolution, and gelu "none" or "tanh", see MLP
+    resize        how position tables meet another grid: "smooth", "nearest" or "repeat", see resize_table
+    merge_frames  average the tokens of all frames before the last norm (released space-only TimeSformer), not
+                  only the class tokens after it (released X-ViT)
     """
 
     def __init__(
         self, attention="divided", num_classes=400, num_frames=8, image_size=224, patch_size=16,
         dim=768, depth=12, heads=12, mlp_ratio=4.0, position="separate", class_token=None,
         head=None, head_mlp=None, head_hidden=None, dropout=0.0, drop_path=0.0,
-        patch_stride=None, zero_init=True, depthwise=False, channels=3,
+        patch_stride=None, zero_init=True, depthwise=False, gelu="none", resize="smooth",
+        merge_frames=False, channels=3,
     ):
         super().__init__()
         steps = steps_of(attention)
@@ -1260,15 +1273,15 @@ class VideoTransformer(nn.Module):
         stride = None if patch_stride is None else as_sizes(patch_stride)
         self.patches = PatchEmbedding(as_sizes(patch_size), dim, channels, stride)
         grid = self.patches.grid((num_frames, *as_sizes(image_size)[1:]))
-        self.class_token_kind = class_token
+        self.class_token_kind, self.merge_frames = class_token, merge_frames
         self.class_token = None if class_token == "none" else nn.Parameter(torch.zeros(1, 1, dim))
-        self.position = PositionEmbedding(position, grid, dim, class_token)
+        self.position = PositionEmbedding(position, grid, dim, class_token, resize)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList()
         for i in range(depth):
             zeros = [zero_init] * (len(steps) - 1) + [False]
             modules = [step(dim, heads, dropout, zero) for step, zero in zip(steps, zeros)]
-            mlp = MLP(dim, int(dim * mlp_ratio), dropout, depthwise)
+            mlp = MLP(dim, int(dim * mlp_ratio), dropout, depthwise, gelu)
             self.blocks.append(Block(dim, modules, mlp, drop_path * i / max(depth - 1, 1)))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.head = Head(dim, num_classes, head, head_mlp, head_hidden, heads, dropout)
@@ -1301,6 +1314,12 @@ class VideoTransformer(nn.Module):
         x = self.dropout(self.position(x, grid))
         for block in self.blocks:
             x = block(x, grid)
+        if self.merge_frames:
+            T, H, W = grid
+            C = count_class_tokens(x, grid)
+            frames = x[:, C:].unflatten(1, (T, H * W))  # (B, T, H*W, D)
+            x = torch.cat([x[:, :C].mean(dim=1, keepdim=True), frames.mean(dim=1)], dim=1)  # (B, 1 + H*W, D)
+            grid = (1, H, W)
         return self.norm(x), grid
 
     def forward_features(self, video):
