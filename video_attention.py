@@ -1042,8 +1042,8 @@ def central_frame_kernel(kernel, frames):
 def resize_table(table, old, new, how="smooth"):
     """Resample a position table (1, prod(old), D) to (1, prod(new), D).
 
-    "smooth" is linear in time and bicubic in space (Motionformer), "nearest" takes the nearest entry (released
-    TimeSformer), "repeat" is smooth in space and starts over at the end of time (released X-ViT and LVT).
+    "smooth" is linear in time and bicubic in space (Motionformer), "nearest" the nearest entry (TimeSformer as
+    released), "repeat" is smooth in space and starts over at the end of time (X-ViT and LVT as released).
     """
     if tuple(old) == tuple(new):
         return table
@@ -1124,7 +1124,7 @@ class MLP(nn.Module):
     """Each token by itself, x (B, N, D) -> (B, N, D).
 
     With depthwise, hidden channels also see their 3 x 3 neighbours in the frame, which tells a patch where
-    it is (LVT, whose tokens are patches only).
+    it is (LVT, whose tokens are patches only). gelu="tanh" is the approximation that ViViT was trained with.
 
     Cost          2*N*D*hidden        and 9*N*hidden with depthwise
     """
