@@ -14,6 +14,7 @@ axis cannot hide.
 
 import ast
 import importlib.util
+import json
 import math
 import os
 import re
@@ -220,10 +221,11 @@ class Ladder:
     def test_costs_what_the_docstring_says(self, grid):
         T, H, W = grid
         names = dict(T=T, H=H, W=W, S=H * W, D=D, h=h, d=d, min=min, **self.sizes)
-        for C in (0, 1):
+        for kind in self.class_tokens:
+            C = {"none": 0, "clip": 1, "frame": T}[kind]
             q, k, v = (torch.empty(1, h, C + T * H * W, d, device="meta") for _ in range(3))
             macs = counted(lambda: self.call(q, k, v, grid))
-            assert macs == eval(formula(type(self).mechanism), names | {"C": C})
+            assert macs == eval(formula(type(self).mechanism), names | dict(C=C, c=min(C, 1)))
 
     def test_clips_of_a_batch_do_not_meet(self):
         q, k, v = qkv()
@@ -873,8 +875,9 @@ class TestPerformer(Ladder):
 
         def features(x, peak):
             x = x / d**0.25
-            exponent = torch.stack([(x * w).sum(-1) - (x * x).sum(-1) / 2 for w in W], dim=-1)
-            return (torch.exp(exponent - exponent.amax(peak, keepdim=True)) + eps) / 13**0.5
+            along = torch.stack([(x * w).sum(-1) for w in W], dim=-1)
+            length = (x * x).sum(-1, keepdim=True)
+            return (torch.exp(along - length / 2 - along.amax(peak, keepdim=True)) + eps) / 13**0.5
 
         weights = features(q, -1) @ features(k, (-2, -1)).mT
         return weights @ v / weights.sum(-1, keepdim=True)
@@ -1044,7 +1047,7 @@ class TestNeighbourhood:
         """Head-major: with a quarter from either side, of four heads one looks ahead, one back and two
         stay."""
         x = randn(B, 4, math.prod(GRID), d)
-        out = va.borrow_from_neighbours(x, GRID, va.NEXT_AND_LAST, d)
+        out = va.borrow_from_neighbours(x, GRID, va.NEXT_AND_PREVIOUS, d)
         S = GRID[1] * GRID[2]
         same(out[:, 0, :-S], x[:, 0, S:])
         same(out[:, 1, S:], x[:, 1, :-S])
@@ -1054,7 +1057,7 @@ class TestNeighbourhood:
     def test_as_x_vits_released_mixing(self):
         """The same idea under another name: borrowing in time before space attention."""
         q, k, v = qkv()
-        k2, v2 = (va.borrow_from_neighbours(x, GRID, va.NEXT_AND_LAST, D // 4) for x in (k, v))
+        k2, v2 = (va.borrow_from_neighbours(x, GRID, va.NEXT_AND_PREVIOUS, D // 4) for x in (k, v))
         mixing = va.mixing_attention(q, k, v, GRID, moved=0.5, whole_heads=True)
         same(va.space_attention(q, k2, v2, GRID), mixing)
 
@@ -1072,13 +1075,13 @@ class TestNeighbourhood:
 
     def test_segments_do_not_meet(self):
         x = randn(B, h, 6 * 28, d)
-        ahead_and_back = va.NEXT_AND_LAST
+        ahead_and_back = va.NEXT_AND_PREVIOUS
         parts = [va.borrow_from_neighbours(part, (3, 4, 7), ahead_and_back, 4) for part in x.split(84, dim=2)]
         same(va.borrow_from_neighbours(x, (6, 4, 7), ahead_and_back, 4, segment=3), torch.cat(parts, dim=2))
 
     def test_class_tokens_are_refused(self):
         with pytest.raises(ValueError, match="141 tokens.*no class tokens"):
-            va.borrow_from_neighbours(randn(B, h, 141, d), GRID, va.NEXT_AND_LAST, 4)
+            va.borrow_from_neighbours(randn(B, h, 141, d), GRID, va.NEXT_AND_PREVIOUS, 4)
 
 
 # ==== THE BACKBONE ==========================================================================================
@@ -1369,6 +1372,269 @@ class TestPublishedSizes:
             position = "space" if name == "space" else "separate"
             model = va.preset("timesformer", attention=name, num_classes=174, position=position)
         assert sum(p.numel() for p in model.parameters()) == count
+
+
+# ==== THE PAPERS' OWN CODE ==================================================================================
+
+GOLDEN = Path(os.environ.get("VA_GOLDEN", HERE / "tiny_data" / "golden"))
+CASES = sorted(path.stem for path in GOLDEN.glob("*.npz"))
+
+
+class Golden:
+    """One case: weights and input in, what the official code made of them out (float64)."""
+
+    def __init__(self, name):
+        arrays = np.load(GOLDEN / f"{name}.npz")
+        self.name = name
+        self.config = json.loads(str(arrays["config"]))
+        tensors = {key: torch.from_numpy(arrays[key]) for key in arrays.files if key != "config"}
+        self.state = {key.removeprefix("state/"): x for key, x in tensors.items() if key.startswith("state/")}
+        self.arrays = {key: x.double() for key, x in tensors.items() if not key.startswith("state/")}
+        self.tolerance = 1e-9
+
+    def __getitem__(self, key):
+        return self.arrays[key]
+
+    def check(self, actual, key="expected"):
+        if key in self.arrays:
+            same(actual.double(), self[key].to(torch.float64), self.tolerance)
+
+    def in_float32(self):
+        for key in self.arrays:
+            if not key.startswith("expected"):
+                self.arrays[key] = self.arrays[key].float()
+        inverse = "nystrom" in self.name or "pinv" in str(self.config)
+        self.tolerance = 5e-5 if inverse else 1e-5
+        return self
+
+
+def family_of(config):
+    """Which of the official projects a case is from, by what is in its config."""
+    if "kind" in config:
+        return config["kind"]
+    signs = dict(attention_type="timesformer", attn_layer="motionformer")
+    signs |= dict(consensus="xvit", hf_config="hf_model")
+    return next((signs[sign] for sign in signs if sign in config), None)
+
+
+def golden_model(case):
+    """The model that from_released makes of a case; what tensors cannot tell is taken from its config."""
+    config, family = case.config, family_of(case.config)
+    told = dict(heads=config.get("num_heads") or config["hf_config"]["num_attention_heads"])
+    if family == "motionformer" and not config["use_original_code"] and config["attn_layer"] == "trajectory":
+        told |= dict(attention="trajectory")
+    if family == "motionformer" and config["approx"] == "orthoformer":
+        released = dict(queries_only=True, oversample=None, project_values=not config["use_original_code"])
+        step = va.OrthoformerTrajectoryAttention
+        told |= dict(attention=[partial(step, prototypes=config["num_landmarks"], **released)])
+    if family == "xvit":
+        share, segment = 2 / config["shift_div"], config["num_segments"]
+        told |= dict(attention=[partial(va.MixingAttention, whole_heads=True, moved=share, segment=segment)])
+    if family == "model":
+        fixation = {True: "shared", False: "separate"}[config["share_gate"]]
+        step = partial(va.LinearAttention, fixation=fixation, neighbours=True)
+        space = dict(divisor=config["shift_div"], segment=config["num_segments"])
+        told |= dict(attention=[partial(step, axis="time"), partial(step, axis="space", **space)])
+        told |= dict(patch_stride=config["stride"], image_size=config["input_shape"][-1])
+    if family == "hf_model" or config.get("pos_embed") == "joint":
+        told |= dict(image_size=config.get("pos_img") or config["hf_config"]["image_size"])
+    name = {"model": "lvt", "hf_model": config.get("model")}.get(family, family)
+    return va.from_released(name, case.state, **told)
+
+
+def as_official(x, case, grid):
+    """Tokens (B, C + T*S, D) in the layout in which a project keeps them."""
+    T, S = grid[0], grid[1] * grid[2]
+    C = x.shape[1] - T * S
+    class_tokens, patches = x[:, :C], x[:, C:].unflatten(1, (T, S))
+    family, kind = family_of(case.config), case.config.get("attention_type", "")
+    kind = case.config.get("hf_config", {}).get("attention_type", kind)
+    if family in ("xvit", "model") or kind == "space_only":  # frame by frame, each with its class token
+        parts = [class_tokens.unsqueeze(2), patches] if C else [patches]
+        return torch.cat(parts, dim=2).flatten(0, 1)
+    if family == "timesformer" or case.config.get("model") == "timesformer":  # time runs fastest
+        patches = patches.transpose(1, 2)
+    return torch.cat([class_tokens, patches.flatten(1, 2)], dim=1)
+
+
+def golden_whole_model(case, dtype):
+    model, video = golden_model(case).to(dtype), case["input"]
+    if family_of(case.config) == "hf_model":
+        video = video.transpose(1, 2)  # frames before channels there
+    grid = model.patches.grid(video.shape[2:])
+    outputs = {}
+    embedded = lambda module, inputs: outputs.update(embedded=inputs[0])
+    model.blocks[0].register_forward_pre_hook(embedded)
+    for i, block in enumerate(model.blocks):
+        block.register_forward_hook(lambda module, inputs, out, i=i: outputs.update({f"block{i}": out}))
+    logits = model(video)
+    for name, out in outputs.items():
+        case.check(as_official(out, case, grid), f"expected/{name}")
+    if case.config.get("hf_config", {}).get("attention_type") == "space_only":  # there: every frame by itself
+        frames = video.transpose(1, 2).flatten(0, 1).unsqueeze(2)
+        logits = model(frames)
+    case.check(logits)
+
+
+def golden_lvt_attention(case, dtype):
+    """LVT's attention alone; rows are frames or places there, and all of a clip's tokens here."""
+    config, x = case.config, case["input"]
+    fixation = {True: "shared", False: "separate"}[config["share_gate"]] if config.get("use_cgate") else None
+    n = config.get("n_segment") or config.get("num_frames")
+    options, frames, grid = dict(axis="joint"), False, (1, 1, x.shape[1])
+    if config.get("shift") == "spatial":
+        options, grid = dict(axis="time", neighbours=True), (x.shape[1], math.isqrt(n), math.isqrt(n))
+        x = x.unflatten(0, (-1, n)).transpose(1, 2).flatten(1, 2)
+    elif config.get("shift") == "temporal" or config["kind"] == "joint":
+        axis = "joint" if config["kind"] == "joint" else "space"
+        options = dict(axis=axis, neighbours=axis == "space", divisor=config.get("shift_div"))
+        grid, frames = (n, 1, x.shape[1]), True
+        x = x.unflatten(0, (-1, n)).flatten(1, 2)
+    module = va.LinearAttention(config["dim"], config["num_heads"], fixation=fixation, **options)
+    names = {"pgate": "gate_q", "q_gate": "gate_q", "k_gate": "gate_k"}
+    weights = {}
+    for key, value in case.state.items():
+        layer, _, kind = key.rpartition(".")
+        weights[f"{names.get(layer, layer)}.{kind}"] = value
+    module.load_state_dict(weights)
+    out = module.to(dtype)(x, grid)
+    if frames:
+        out = out.unflatten(1, (n, -1)).flatten(0, 1)
+    elif config.get("shift") == "spatial":
+        out = out.unflatten(1, (-1, n)).transpose(1, 2).flatten(0, 1)
+    case.check(out)
+
+
+def golden_lvt_block(case, dtype):
+    config, D = case.config, case.config["dim"]
+    step = partial(va.LinearAttention, D, config["num_heads"], fixation="shared")
+    time = step(axis="time", neighbours=config["spatial_shift"])
+    space = step(axis="space", neighbours=config["temporal_shift"], divisor=config["shift_div"])
+    block = va.Block(D, [time, space], va.MLP(D, config["mlp_ratio"] * D, depthwise=True))
+    weights = va.renamed({f"blocks.0.{key}": value for key, value in case.state.items()})
+    block.load_state_dict({key.removeprefix("blocks.0."): value for key, value in weights.items()})
+    block, grid = block.to(dtype), (config["num_frames"], *config["grid"])
+    x = case["input"].unflatten(0, (-1, grid[0])).flatten(1, 2)
+    for name, norm, module in zip(("after_time", "after_space"), block.norms, block.steps):
+        x = x + module(norm(x), grid)
+        case.check(x.unflatten(1, (grid[0], -1)).flatten(0, 1), f"expected/{name}")
+    x = case["input"].unflatten(0, (-1, grid[0])).flatten(1, 2)
+    case.check(block(x, grid).unflatten(1, (grid[0], -1)).flatten(0, 1))
+
+
+def golden_trajectory_module(case, dtype):
+    config, D = case.config, case.config["embed_dim"]
+    makes = {
+        "none": va.TrajectoryAttention,
+        "orthoformer": partial(va.OrthoformerTrajectoryAttention, queries_only=True, oversample=None),
+        "nystrom": partial(va.NystromTrajectoryAttention, landmarks=config["num_landmarks"]),
+        "performer": partial(va.PerformerTrajectoryAttention, features=config["num_features"] or 1),
+    }
+    make = makes[config["approx"]]
+    if config["approx"] == "orthoformer":
+        make = partial(make, prototypes=config["num_landmarks"])
+    weights = dict(case.state)
+    if config["approx"] == "performer":
+        weights["projection"] = case["projection_matrix"]
+    grid = (config["num_frames"], config["seq_len"], 1)
+    for key, project_values in (("expected", True), ("expected/out_original_code", False)):
+        module = make(D, config["num_heads"], project_values=project_values)
+        module.load_state_dict(weights)
+        case.check(module.to(dtype)(case["input"], grid), key)
+
+
+def golden_orthoformer(case, dtype):
+    q, k, v = (case[name].unsqueeze(1) for name in "qkv")  # heads are in the batch there
+    P, T = case.config["num_landmarks"], case.config["num_frames"]
+    picked = va.most_orthogonal_subset(q, P, start=case.config["first_landmark_index"])[:, 0]
+    assert torch.equal(picked, case["expected/landmark_order"].long())
+    prototypes = va.choose_prototypes(q, k, P, queries_only=True, oversample=None)
+    y = va.orthoformer_per_frame(q, k, v, T, prototypes)
+    case.check(y[:, 0])
+
+
+def golden_nystrom_function(case, dtype):
+    q, k, v = (case[name].unsqueeze(1) for name in "qkv")
+    T = case.config["num_frames"]
+    A = case["expected/pinv_input"].to(dtype)
+    case.check(va.iterative_inverse(A, case.config["inv_iters"]), "expected/pinv_exact")
+    case.check(va.iterative_inverse(A, case.config["inv_iters"], one_scale=True), "expected/pinv_original")
+    for count in case.config["landmarks_list"]:
+        case.check(va.nystrom_per_frame(q, k, v, T, count)[:, 0], f"expected/landmarks{count}_spatial")
+        # with segments in the order of the tokens instead: one frame whose places are all tokens
+        q_means, k_means = va.segment_means(q, count), va.segment_means(k, count)
+        small = torch.softmax(q_means @ k_means.mT / q.shape[-1] ** 0.5, dim=-1)
+        found = va.iterative_inverse(small) @ va.attend_per_frame(q_means, k, v, T).flatten(3)
+        raster = va.attend(q, k_means, found).unflatten(3, (T, -1))
+        case.check(raster[:, 0], f"expected/landmarks{count}_raster")
+    case.check(va.nystrom_per_frame(q, k, v, T, case.config["landmarks_list"][0])[:, 0])
+
+
+def golden_performer_function(case, dtype):
+    heads_last = case.config["kind"] == "fn_perf"  # b l h d there
+    turn = (lambda x: x.transpose(1, 2)) if heads_last else (lambda x: x)
+    q, k, v = (turn(case[name]) for name in "qkv")
+    W, eps = case["projection_matrix"], case.config.get("numerical_stabilizer", case.config.get("eps"))
+    q = va.favor_features(q, W, (-1,), eps)
+    k = va.favor_features(k, W, (-2, -1), eps)
+    case.check(turn(q), "expected/q_prime")
+    case.check(turn(k), "expected/k_prime")
+    case.check(turn(va.attend_linearly(q, k, v, eps=0.0)))
+
+
+def golden_nystromformer(case, dtype):
+    """The two libraries' modules: our attention between their projections, and their convolution of v beside
+    it."""
+    config, state = case.config, {key: x.to(dtype) for key, x in case.state.items()}
+    heads, P, x = config["heads"], config["num_landmarks"], case["input"]
+    if config["kind"] == "hf":
+        q, k, v = (x @ state[f"{n}.weight"].T + state[f"{n}.bias"] for n in ("query", "key", "value"))
+    else:
+        x = nn.functional.pad(x, (0, 0, -x.shape[1] % P, 0))  # zeros in front, which take part
+        q, k, v = (x @ state["to_qkv.weight"].T).chunk(3, dim=-1)
+    q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
+    out = va.nystrom_attention(q, k, v, None, P, config["pinv_iterations"], one_scale=True)
+    convolution = state.get("conv.weight", state.get("res_conv.weight"))
+    if convolution is not None:
+        out = out + nn.functional.conv2d(v, convolution, padding=(convolution.shape[2] // 2, 0), groups=heads)
+    out = out.transpose(1, 2).flatten(2)
+    if "to_out.0.weight" in state:
+        out = out @ state["to_out.0.weight"].T + state["to_out.0.bias"]
+    case.check(out[:, -case["input"].shape[1] :])
+
+
+OFFICIAL = {
+    "timesformer": golden_whole_model,
+    "motionformer": golden_whole_model,
+    "xvit": golden_whole_model,
+    "model": golden_whole_model,
+    "hf_model": golden_whole_model,
+    "attn": golden_lvt_attention,
+    "joint": golden_lvt_attention,
+    "block": golden_lvt_block,
+    "module": golden_trajectory_module,
+    "fn_ortho": golden_orthoformer,
+    "fn_nys": golden_nystrom_function,
+    "fn_perf": golden_performer_function,
+    "perf": golden_performer_function,
+    "hf": golden_nystromformer,
+    "lucid": golden_nystromformer,
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_golden(name, dtype):
+    """The same numbers as the official code, block by block; a case that nobody knows is a failure."""
+    case = Golden(name)
+    family = family_of(case.config)
+    assert family in OFFICIAL, f"{name}: no test knows this kind of case ({family}), config {case.config}"
+    OFFICIAL[family](case if dtype == torch.float64 else case.in_float32(), dtype)
+
+
+def test_golden_cases_are_there():
+    assert CASES, f"no cases in {GOLDEN}"
 
 
 class TestErrors:

@@ -3,7 +3,7 @@
 A clip becomes a grid of patch tokens, and attention must decide which of them look at which. Looking at all
 of them costs the square of their number, so every paper here answers one question: who may see whom?
 
-NOTATION    the same letters everywhere: in shapes, in einops patterns, in formulas
+NOTATION    in shapes, in einops patterns and in costs
     B   clips in the batch                      D   width of a token
     T   frames after tokenisation               h   heads
     H   rows of the patch grid                  d   width of a head, d = D / h
@@ -16,14 +16,16 @@ NOTATION    the same letters everywhere: in shapes, in einops patterns, in formu
     patches frame by frame and row by row, so that patch (t, y, x) is token C + t*S + y*W + x.
     T, H and W belong to the call: a model built for 8 frames of 14 x 14 patches also runs 5 frames of 9 x 13.
     A comment such as  # (B, h, N, d)  is the shape of what its line has just made.
+    In equations s is a place and t a frame, a prime marks what is seen, ~ and ^ what is derived, ^T a
+    transpose; Q, K and V stack q, k and v, W is a weight and I the identity.
 
 SKELETON    each mechanism is
-    1. a pure function of q, k and v (B, h, C + T*S, d), projected and split into heads, and the grid (T, H,
-       W), which returns the same shape;
-    2. a module that holds the projections: module(x, (T, H, W)) with x (B, C + T*S, D) returns the same
-       shape.
-    In its picture Q is the patch that asks and # what it sees, in four frames of 4 x 6 patches. Its cost is
-    in multiply-accumulates for one clip, without the projections, which cost 4*N*D**2 in every mechanism.
+    1. a pure function of q, k and v (B, h, C + T*S, d), projected and split into heads, and of the grid, that
+       returns the same shape;
+    2. a module that holds the projections: module(x, (T, H, W)) x (B, C + T*S, D) -> the same shape.
+    In a picture Q is the patch that asks and # what it sees, in four frames of 4 x 6 patches. Cost counts the
+    multiply-accumulates for one clip beside the projections, with c = min(C, 1). Differs says where paper,
+    released code and this file part; Copy with names what has to come along into another project.
 
 CONTENTS    search for the words in capitals
     SOFTMAX ATTENTION       attend
@@ -45,21 +47,20 @@ CONTENTS    search for the words in capitals
     NEIGHBOURHOOD ASSOCIATION   borrow_from_neighbours                   LVT
     PERFORMER               favor_features, performer_attention          Performer (FAVOR+)
     THE TABLE               ATTENTION: a scheme is a short list of steps
-    TOKENS                  PatchEmbedding, PositionEmbedding
+    TOKENS                  PatchEmbedding, central_frame_kernel, PositionEmbedding
     BLOCKS                  StochasticDepth, MLP, Block
     HEADS                   TemporalAttentionHead (X-ViT), Head
     THE BACKBONE            VideoTransformer, preset
+    RELEASED WEIGHTS        from_released, load_image_weights
 
-PAPERS      all at arxiv.org/abs/
-    TimeSformer    2102.05095   Is Space-Time Attention All You Need for Video Understanding?
-    Motionformer   2106.05392   Keeping Your Eye on the Ball: Trajectory Attention in Video Transformers
-    X-ViT          2106.05968   Space-time Mixing Attention for Video Transformer
-    LVT            2210.08164   Linear Video Transformer with Feature Fixation
-    ViViT          2103.15691   ViViT: A Video Vision Transformer
-    compared with  Nystromformer 2102.03902, Performer 2009.14794, MViT 2104.11227
+PAPERS      on arXiv: TimeSformer 2102.05095, Motionformer 2106.05392, X-ViT 2106.05968, LVT 2210.08164,
+            ViViT 2103.15691; compared with Nystromformer 2102.03902, Performer 2009.14794, MViT 2104.11227
 """
 
 import math
+import pickle
+import re
+import warnings
 from functools import partial
 
 import torch
@@ -68,8 +69,6 @@ import torch.nn.functional as F
 from einops import rearrange, reduce, repeat
 
 # ==== SOFTMAX ATTENTION =====================================================================================
-
-
 def attend(q, k, v, return_weights=False):
     """Exact softmax attention: every query takes a weighted mean of the values.
 
@@ -88,17 +87,12 @@ def attend(q, k, v, return_weights=False):
         return F.scaled_dot_product_attention(q, k, v)
     scores = torch.einsum("...id,...jd->...ij", q, k) / math.sqrt(q.shape[-1])
     weights = scores.softmax(dim=-1)
-    return torch.einsum("...ij,...jd->...id", weights, v), weights
+    return torch.einsum("...ij,...je->...ie", weights, v), weights
 
 
 # ==== GROUPS OF TOKENS: many mechanisms are exact attention, but inside small groups ========================
-
-
 def count_class_tokens(x, grid):
-    """C, how many class tokens stand before the T*H*W patches of x (..., C + T*S, d): 0, 1 or one per frame.
-
-    Raises ValueError when x does not fit the grid (T, H, W).
-    """
+    """C: 0, 1 or T class tokens stand before the patches of x (..., C + T*S, d). ValueError if x does not fit."""
     T, H, W = grid
     C = x.shape[-2] - T * H * W
     if C not in (0, 1, T):
@@ -115,7 +109,7 @@ def attend_within_frames(q, k, v, grid, pattern, kernel=attend, summary=False):
     q, k, v (B, h, C + T*S, d) -> the same shape. "B h (T H W) d -> (B T H) h W d" makes every row a group. A
     class token joins every group of its frame, and what it becomes is the mean of what its copies found; a
     clip's only class token is copied into every frame in this way. With `summary` the mean of every frame's
-    patches joins the keys and values of every group. `kernel` attends inside the groups.
+    patches joins the keys and values of every group. `kernel` is what attends in a group.
     """
     T, H, W = grid
     B, h, N, d = q.shape
@@ -146,7 +140,7 @@ def attend_within_frames(q, k, v, grid, pattern, kernel=attend, summary=False):
 
 
 def attend_in_boxes(q, k, v, grid, boxes):
-    """Attention inside boxes, each a triple of slices over frames, rows and columns; they tile the clip.
+    """Attention inside boxes or lattices: triples of slices over frames, rows and columns that tile the clip.
 
     q, k, v (B, h, C + T*S, d) -> the same shape. Boxes may differ in size, so an odd grid needs no padding.
     The class tokens join every box, and what they become is the mean of what they found.
@@ -154,7 +148,7 @@ def attend_in_boxes(q, k, v, grid, boxes):
     B, h, N, d = q.shape
     C = count_class_tokens(q, grid)
     number = torch.arange(N, device=q.device)  # (N,)
-    place = number[C:].view(grid)  # grid
+    place = number[C:].view(grid)
     boxes = [place[box].flatten() for box in boxes]
     boxes = [box for box in boxes if len(box) > 0]  # an axis of length one has no second half
     found = []
@@ -168,19 +162,21 @@ def attend_in_boxes(q, k, v, grid, boxes):
 
 
 # ==== PROJECTIONS: what every attention module shares; a mechanism fills in `mechanism` =====================
-
-
 class Attention(nn.Module):
     """Project to q, k and v, let the mechanism attend, project back.
 
     module(x, (T, H, W)) with x (B, C + T*S, D) -> the same shape; **options are those of the mechanism.
 
-    With zero_init one more D x D layer follows, all zeros at first: a block of several steps then starts as
-    if it had only the last, an image transformer whose new branches grow from nothing (TimeSformer's released
-    code; the paper does not mention the layer but counts its parameters).
+    With zero_init one more D x D layer follows, which init_weights sets to zero: a block of several steps
+    then starts as if it had only the last, divided attention as an image transformer whose time branch grows
+    from nothing (TimeSformer's released code; the paper does not mention the layer but counts its
+    parameters). A mechanism that skips_class_token leaves it as it was: not even a bias reaches it.
 
     Cost          4*N*D**2        beside the mechanism's own; 5*N*D**2 with zero_init
     """
+
+    mechanism = None  # the pure function
+    skips_class_token = False
 
     def __init__(self, dim, heads, dropout=0.0, zero_init=False, qkv_bias=True, **options):
         super().__init__()
@@ -193,14 +189,11 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.zero = nn.Linear(dim, dim) if zero_init else None
 
-    def mechanism(self, q, k, v, grid, **options):
-        """q, k, v (B, h, C + T*S, d) -> the same shape"""
-        raise NotImplementedError
-
     def forward(self, x, grid):
-        B, N, D = x.shape
-        q, k, v = self.project(x)
-        return self.merge(self.mechanism(q, k, v, grid, **self.options))  # (B, N, D)
+        C = count_class_tokens(x, grid) if self.skips_class_token else 0
+        q, k, v = self.project(x[:, C:])
+        out = self.merge(self.mechanism(q, k, v, grid, **self.options))
+        return F.pad(out, (0, 0, C, 0))  # x.shape
 
     def project(self, x):
         """x (B, N, D) -> q, k and v (B, h, N, d)"""
@@ -214,8 +207,6 @@ class Attention(nn.Module):
 
 
 # ==== SPACE: every patch sees its own frame ============================= TimeSformer (S), equation 6 =======
-
-
 def space_attention(q, k, v, grid):
     """Attention inside each frame. Frames never meet, so their order cannot matter.
 
@@ -226,8 +217,8 @@ def space_attention(q, k, v, grid):
         ......  ######  ......  ......
 
     Class token   One per clip is copied into every frame, the T results averaged; one per frame stays there.
-    Cost          2*T*(S + C)**2*D        with C = 0 or 1
-    Differs       The paper leaves open what the class token's own query sees; this is its released code.
+    Cost          2*T*(S + c)**2*D
+    Differs       The paper leaves open what the class token's own query sees; this follows its released code.
     Copy with     attend, attend_within_frames
     """
     return attend_within_frames(q, k, v, grid, "B h (T H W) d -> (B T) h (H W) d")
@@ -238,8 +229,6 @@ class SpaceAttention(Attention):
 
 
 # ==== JOINT SPACE-TIME: every patch sees the whole clip ============ TimeSformer (ST), equation 5; ViViT ====
-
-
 def joint_attention(q, k, v, grid):
     """Attention over all tokens at once: the most it can see, and the price that the others avoid.
 
@@ -261,8 +250,6 @@ class JointAttention(Attention):
 
 
 # ==== DIVIDED: the same place in every frame, then the own frame === TimeSformer (T+S), equations 12-13 =====
-
-
 def time_attention(q, k, v, grid, kernel=attend):
     """Attention along time at one place. Space attention after it, with weights of its own, makes it divided
     attention: two cheap steps, and every patch has heard from the whole clip. `kernel` does the attending.
@@ -273,7 +260,7 @@ def time_attention(q, k, v, grid, kernel=attend):
         ......  ......  ......  ......
         ......  ......  ......  ......
 
-    Class token   Stands aside and receives zeros.
+    Class token   Stands aside: it receives zeros, so that the residual leaves it as it was.
     Cost          2*S*T**2*D
     Differs       The paper has the class token among the keys; its released code, and this, do not.
     Copy with     attend, count_class_tokens
@@ -289,17 +276,10 @@ def time_attention(q, k, v, grid, kernel=attend):
 
 class TimeAttention(Attention):
     mechanism = staticmethod(time_attention)
-
-    def forward(self, x, grid):
-        B, N, D = x.shape
-        C = count_class_tokens(x, grid)
-        patches = super().forward(x[:, C:], grid)  # (B, N - C, D)
-        return F.pad(patches, (0, 0, C, 0))  # (B, N, D), not even a bias reaches the class token
+    skips_class_token = True
 
 
-# ==== SPARSE LOCAL-GLOBAL: a quarter of all frames, then every other patch ======== TimeSformer (L+G) =======
-
-
+# ==== SPARSE LOCAL-GLOBAL: a quarter of every frame, then an eighth of the clip === TimeSformer (L+G) =======
 def local_attention(q, k, v, grid):
     """Attention inside one of four windows, each half the rows and half the columns, through all frames.
 
@@ -352,8 +332,6 @@ class GlobalAttention(Attention):
 
 
 # ==== AXIAL: time, then the own row, then the own column ======================== TimeSformer (T+W+H) =======
-
-
 def width_attention(q, k, v, grid):
     """Attention along the row of a patch, in its own frame.
 
@@ -364,7 +342,7 @@ def width_attention(q, k, v, grid):
         ......  ......  ......  ......
 
     Class token   As in space attention, but copied into every row.
-    Cost          2*T*H*(W + C)**2*D        with C = 0 or 1
+    Cost          2*T*H*(W + c)**2*D
     Differs       No code was released, and the paper does not say what the class token does. In the time
                   step it stands aside, as in divided attention.
     Copy with     attend, attend_within_frames
@@ -382,7 +360,7 @@ def height_attention(q, k, v, grid):
         ......  ..#...  ......  ......
 
     Class token   As in space attention, but copied into every column.
-    Cost          2*T*W*(H + C)**2*D        with C = 0 or 1
+    Cost          2*T*W*(H + c)**2*D
     Differs       As for width.
     Copy with     attend, attend_within_frames
     """
@@ -398,8 +376,6 @@ class HeightAttention(Attention):
 
 
 # ==== POOLED: fewer keys, the means over blocks of neighbours ====================== MViT, simplified =======
-
-
 def pooled_attention(q, k, v, grid, stride=(1, 2, 2)):
     """Every patch sees the whole clip, but blurred: keys and values are means over blocks of patches.
 
@@ -431,8 +407,6 @@ class PooledAttention(Attention):
 
 
 # ==== SPACE-TIME MIXING: keys put together from channels of several frames ==== X-ViT, equations 9-10 =======
-
-
 def borrow(x, steps, share):
     """Channels on loan from the neighbours: a look around that costs no multiplication.
 
@@ -461,7 +435,7 @@ def mixing_attention(q, k, v, grid, window=1, moved=0.5, whole_heads=False, summ
         y_{s,t} = sum_s' softmax_s'(q_{s,t} . k~_{s',t} / sqrt(d)) v~_{s',t}
 
     A share `moved` of the channels comes from the other frames in equal parts, zeros past the ends of the
-    clip. It stands in for full attention in a window of frames, which is n times as wide after n layers.
+    clip. n layers reach n * window frames to either side, as full attention in such a window would.
 
         t=0     t=1     t=2     t=3
         ######  ######  ######  ......
@@ -470,15 +444,15 @@ def mixing_attention(q, k, v, grid, window=1, moved=0.5, whole_heads=False, summ
         ######  ######  ######  ......
 
     Class token   One per frame, mixed like the patches; a clip's only one is copied into every frame.
-    Cost          2*T*(S + C)**2*D        with C = 0 or 1: what space attention costs
+    Cost          2*T*(S + c)**2*D        what space attention costs
     Differs       1. The paper mixes channels of every head; the released code slices the joined heads, so
-                     that whole heads look ahead and others back (whole_heads). The order of parts is its.
+                     that whole heads look ahead and others back (whole_heads). The order of parts is its own.
                   2. The released Kinetics models mix within segments of 8 of a clip's 16 frames (segment).
                   3. Summary tokens, see there, are in the paper only (summary).
     Copy with     attend, attend_within_frames, borrow
     """
-    T = segment or grid[0]
-    if window < 0 or not 0.0 <= moved <= 1.0 or grid[0] % T != 0:
+    length = segment or grid[0]  # frames that mix among themselves
+    if window < 0 or not 0.0 <= moved <= 1.0 or grid[0] % length != 0:
         given = f"window={window}, moved={moved}, segment={segment} for {grid[0]} frames"
         raise ValueError(f"{given}: use window >= 0, moved in 0..1 and a segment that divides the frames")
     joined = q.shape[1] if whole_heads else 1  # heads whose channels are shared out together
@@ -489,8 +463,8 @@ def mixing_attention(q, k, v, grid, window=1, moved=0.5, whole_heads=False, summ
         L = q.shape[2]  # keys after these are summary tokens, which belong to no frame
         mixed = []
         for x in (k, v):
-            own = rearrange(x[:, :, :L], "(B T) (n j) L d -> B T n L (j d)", T=T, j=joined)
-            own = rearrange(borrow(own, steps, share), "B T n L (j d) -> (B T) (n j) L d", j=joined)
+            own = rearrange(x[:, :, :L], "(B t) (g j) L d -> B t g L (j d)", t=length, j=joined)
+            own = rearrange(borrow(own, steps, share), "B t g L (j d) -> (B t) (g j) L d", j=joined)
             mixed.append(torch.cat([own, x[:, :, L:]], dim=2))
         return attend(q, *mixed)
 
@@ -503,8 +477,6 @@ class MixingAttention(Attention):
 
 
 # ==== SUMMARY TOKENS: space attention that hears one word from every frame ========================= X-ViT ==
-
-
 def summary_attention(q, k, v, grid):
     """Space attention, the mean of every frame's patches among the keys and values of every frame.
 
@@ -512,7 +484,7 @@ def summary_attention(q, k, v, grid):
 
     Sees          everything, the other frames by one token each
     Class token   As in space attention.
-    Cost          2*T*(S + C)*(S + C + T)*D        with C = 0 or 1
+    Cost          2*T*(S + c)*(S + c + T)*D
     Differs       No code was released. The paper's summary may be any function of a frame; it takes the mean.
     Copy with     attend, attend_within_frames
     """
@@ -524,8 +496,6 @@ class SummaryAttention(Attention):
 
 
 # ==== TRAJECTORY: look in every frame, then along the path that this gives === Motionformer, equations 4-6 ==
-
-
 def attend_per_frame(q, k, v, T, kernel=attend):
     """The first stage: what each query finds in each frame, the softmax taken inside that frame.
 
@@ -534,7 +504,6 @@ def attend_per_frame(q, k, v, T, kernel=attend):
     q (B, h, I, d), k and v (B, h, T*S, d) -> (B, h, I, T, d). `kernel` does the attending.
     """
     k, v = (rearrange(x, "B h (T S) d -> B h T S d", T=T) for x in (k, v))
-    B, h, T, S, d = v.shape
     q = q.unsqueeze(2).expand(-1, -1, T, -1, -1)
     return kernel(q, k, v).transpose(2, 3)
 
@@ -546,9 +515,9 @@ def trajectory_attention(q, k, v, grid, proj_q, proj_kv, first_stage=attend_per_
 
     proj_q is W_q, a linear layer D -> D, and proj_kv is W_k above W_v, D -> 2*D; they see the heads joined.
 
-    W_k and W_v would have to meet N*T trajectory tokens. But q . (W_k y) = (W_k^T q) . y; a bias in W_k moves
-    all T scores alike, which a softmax does not see; and the mean of W_v y is W_v of the mean. So the query
-    goes down and the mean goes up, N of each: the same numbers for 2*N*D**2 instead of 2*N*T*D**2.
+    W_k and W_v would have to meet T trajectory tokens per patch. But q . (W_k y) = (W_k^T q) . y; a bias in
+    W_k moves all T scores alike, which a softmax does not see; and the mean of W_v y is W_v of the mean. So
+    W_k^T meets the query and W_v the mean, once per patch: the same numbers, 2*D**2 in place of 2*T*D**2.
 
     Sees          everything
     Class token   Sees everything, itself too, and skips the second stage. No patch sees it.
@@ -595,8 +564,6 @@ class TrajectoryAttention(Attention):
 
 
 # ==== ORTHOFORMER: a few tokens stand for all, those that differ most ========= Motionformer, equation 10 ===
-
-
 def most_orthogonal_subset(x, count, start=0, criterion="max"):
     """Pick `count` vectors greedily, each as orthogonal as can be to those before it (algorithm 1).
 
@@ -625,9 +592,9 @@ def choose_prototypes(
 ):
     """Prototypes (B, h, P, d) from the tokens of a clip; as many as there are tokens when these are fewer.
 
-    choice        "orthogonal", see most_orthogonal_subset, with its criterion; or, to compare with (its table
-                  3b), "random" or "segments", see segment_means
-    queries_only  candidates are the queries and keys (the paper's algorithm), or the queries (its code)
+    choice        "orthogonal", see most_orthogonal_subset, with its criterion; or, to compare with
+                  (Motionformer, table 3b), "random" or "segments", see segment_means
+    queries_only  candidates are the queries and keys (Motionformer's algorithm 1), or the queries (its code)
     oversample    how many candidates to draw per prototype, so that choosing costs the same for any N (the
                   paper's c); None takes all, as its code does
     """
@@ -638,7 +605,7 @@ def choose_prototypes(
     if choice == "segments":
         return segment_means(x, P)
     i = torch.arange(n, device=x.device) + 104729
-    shuffle = (i * i % 1000003 * i % 1000003).argsort()  # a fixed one, so that eval repeats itself
+    shuffle = (i * i % 1000003 * i % 1000003).argsort(stable=True)  # the same in every call
     if choice == "random":
         return x[:, :, shuffle[:P]]
     if choice != "orthogonal":
@@ -658,9 +625,8 @@ def orthoformer_attention(q, k, v, grid, prototypes):
     key is a prototype and clearly nearest to itself: for 48 orthogonal keys of norm 4, 8, 12 and 16 in 64
     dimensions the relative error is 0.4, 0.01, 6e-7 and 6e-13.
 
-    Sees          everything
-    Class token   A token like any other.
-    Cost          4*(C + T*S)*P*D
+    Sees          everything; a class token is a token like any other
+    Cost          4*(C + T*S)*P*D        beside choosing the prototypes
     Copy with     attend
     """
     return attend(q, prototypes, attend(prototypes, k, v))
@@ -671,7 +637,7 @@ def orthoformer_per_frame(q, k, v, T, prototypes):
 
     q (B, h, I, d), k and v (B, h, T*S, d) -> (B, h, I, T, d)
 
-    Cost          2*P*T*S*D + 2*I*P*T*D        linear in S, but with I = T*S still quadratic in T
+    Cost          2*P*T*S*D + I*P*(1 + T)*D        linear in S, but with I = T*S still quadratic in T
     """
     found = rearrange(attend_per_frame(prototypes, k, v, T), "B h P T d -> B h P (T d)")
     return rearrange(attend(q, prototypes, found), "B h I (T d) -> B h I T d", T=T)
@@ -685,15 +651,11 @@ class OrthoformerAttention(Attention):
 
 
 class OrthoformerTrajectoryAttention(TrajectoryAttention):
-    """**options are those of choose_prototypes."""
-
     def first_stage(self, q, k, v, T, **options):
         return orthoformer_per_frame(q, k, v, T, choose_prototypes(q, k, **options))
 
 
 # ==== NYSTROM: two hops over segment means, with an inverse between =================== Nystromformer =======
-
-
 def segment_means(x, count):
     """Means of `count` consecutive stretches of tokens; where they do not divide, the first are one shorter.
 
@@ -709,39 +671,39 @@ def segment_means(x, count):
     return torch.cat(means, dim=2)
 
 
-def iterative_inverse(A, iterations=6):
+def iterative_inverse(A, iterations=6, one_scale=False):
     """The pseudo-inverse of softmax matrices A (..., P, P) by matrix products alone.
 
         Z <- Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4,   from   Z = A^T / (|A|_1 |A|_inf),   |A|_inf = 1
 
-    Differs       The released code divides every matrix by the largest |A|_1 in the batch, so that a clip's
-                  result depends on its neighbours in the batch; here each is divided by its own.
+    Differs       Nystromformer's code divides all matrices by the largest |A|_1 in the batch (one_scale), so
+                  that a clip's result depends on its neighbours there; here each by its own.
     """
     I = torch.eye(A.shape[-1], device=A.device, dtype=A.dtype)
-    Z = A.transpose(-1, -2) / A.sum(dim=-2, keepdim=True).amax(dim=-1, keepdim=True)
+    norm = A.sum(dim=-2, keepdim=True).amax(dim=-1, keepdim=True)
+    Z = A.transpose(-1, -2) / (norm.max() if one_scale else norm)
     for _ in range(iterations):
         AZ = A @ Z
         Z = 0.25 * Z @ (13 * I - AZ @ (15 * I - AZ @ (7 * I - AZ)))
     return Z
 
 
-def nystrom_attention(q, k, v, grid, landmarks=64, iterations=6):
+def nystrom_attention(q, k, v, grid, landmarks=128, iterations=6, one_scale=False):
     """The softmax matrix rebuilt from a few of its rows and columns.
 
         Y = softmax(Q K~^T) softmax(Q~ K~^T)^+ (softmax(Q~ K^T) V),   all scores / sqrt(d)
 
     Q~ and K~ are means of `landmarks` stretches of tokens, all tokens when they are fewer. With every token a
-    landmark it is exact, A A^+ A = A, where Orthoformer, which has no inverse, is not.
+    landmark it becomes exact as iterations grow, A A^+ A = A (6 leave a few per cent); Orthoformer does not.
 
-    Sees          everything
-    Class token   A token like any other.
+    Sees          everything; a class token is a token like any other
     Cost          4*(C + T*S)*P*D + 2*P**2*D + 24*h*P**3        with 6 iterations
     Differs       Nystromformer adds a convolution of v along the tokens and needs P to divide N.
     Copy with     attend, segment_means, iterative_inverse
     """
     q_means, k_means = (segment_means(x, min(landmarks, x.shape[2])) for x in (q, k))
     scores = q_means @ k_means.transpose(-1, -2) / math.sqrt(q.shape[-1])
-    inverse = iterative_inverse(scores.softmax(dim=-1), iterations)
+    inverse = iterative_inverse(scores.softmax(dim=-1), iterations, one_scale)
     return attend(q, k_means, inverse @ attend(q_means, k, v))
 
 
@@ -769,10 +731,8 @@ class NystromTrajectoryAttention(TrajectoryAttention):
 
 
 # ==== LINEAR: weights that factor, so that keys and values meet first =========================== LVT =======
-
-
 def attend_linearly(q, k, v, eps=1e-6):
-    """Attention with weights q_i . k_j of features that are not negative: without a softmax nothing is N x N.
+    """Attention with weights q_i . k_j of features that are not negative: no table of N x N is needed.
 
         out_i = q_i . (sum_j k_j^T v_j) / (q_i . sum_j k_j + eps)
 
@@ -789,15 +749,14 @@ def attend_linearly(q, k, v, eps=1e-6):
 
 
 def relu_features(x):
-    """LVT's kernel, x (..., d) -> ReLU(x) + 1/sqrt(d): the floor keeps every token in view."""
+    """LVT's feature map, x (..., d) -> ReLU(x) + 1/sqrt(d): the floor keeps every token in view."""
     return F.relu(x) + x.shape[-1] ** -0.5
 
 
 def linear_attention(q, k, v, grid):
     """Joint attention in linear time: its weights are products of ReLU features.
 
-    Sees          everything
-    Class token   A token like any other.
+    Sees          everything; a class token is a token like any other
     Cost          min(2*(C + T*S)*d*D, 2*(C + T*S)**2*D) + (C + T*S)*D
     Differs       All of LVT here is written from its released code; the paper's section could not be read.
     Copy with     attend_linearly, relu_features
@@ -806,16 +765,14 @@ def linear_attention(q, k, v, grid):
 
 
 # ==== FEATURE FIXATION: a gate that says which features of q and k to trust ===================== LVT =======
-
-
 def fixate(q, k, v, gate_q, gate_k=None):
     """Reweigh the features of q and k by what the token's q, k and v say together, so that linear attention,
     which spreads itself thin, finds its focus again.
 
         g = sigmoid(W [q; k; v] + b),   q^ = g_q * q,   k^ = g_k * k
 
-    q, k (B, h, N, d) after the kernel, v (B, h, N, d) -> q^, k^. The gates are linear layers 3*d -> d shared
-    by all heads; without gate_k one gate serves both and is evaluated once.
+    q, k (B, h, N, d) after relu_features, v (B, h, N, d) -> q^, k^. The gates are linear layers 3*d -> d
+    shared by all heads; without gate_k one gate serves both and is evaluated once.
 
     Cost          3*N*d*D        for each gate
     """
@@ -826,8 +783,7 @@ def fixate(q, k, v, gate_q, gate_k=None):
 
 
 # ==== NEIGHBOURHOOD ASSOCIATION: channels from across the axis attended along =================== LVT =======
-
-NEXT_AND_LAST = [(1, 0, 0), (-1, 0, 0)]  # frames, for attention in space
+NEXT_AND_PREVIOUS = [(1, 0, 0), (-1, 0, 0)]  # frames, for attention in space
 EIGHT_AROUND = [(0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1), (0, -1, -1), (0, 1, 1), (0, -1, 1), (0, 1, -1)]
 
 
@@ -850,16 +806,16 @@ def borrow_from_neighbours(x, grid, steps, share, segment=None):
 
 
 class LinearAttention(Attention):
-    """Linear attention along `axis` "joint", "time" or "space", with LVT's two additions.
+    """Linear attention along `axis` "joint" (see linear_attention), "time" or "space", and LVT's additions.
 
     fixation      None, "shared" (one gate) or "separate" (one for q, one for k)
     neighbours    borrow channels of k and v: a sixteenth from each of the eight around for the time axis, one
-                  part in `divisor` from the next and the last frame for the space axis
+                  part in `divisor` from the next and the previous frame for the space axis (2 / moved)
     """
 
     def __init__(self, dim, heads, *args, axis="joint", fixation=None, **options):
         super().__init__(dim, heads, *args, **options)
-        self.axis = axis
+        self.axis, self.skips_class_token = axis, axis == "time"
         if axis not in ("joint", "time", "space") or fixation not in (None, "shared", "separate"):
             raise ValueError(f"axis={axis!r} (joint, time, space), fixation={fixation!r} (shared, separate)")
         d = dim // heads
@@ -871,7 +827,8 @@ class LinearAttention(Attention):
         if neighbours and self.axis == "time":
             k, v = (borrow_from_neighbours(x, grid, EIGHT_AROUND, h * d // 16) for x in (k, v))
         if neighbours and self.axis == "space":
-            k, v = (borrow_from_neighbours(x, grid, NEXT_AND_LAST, h * d // divisor, segment) for x in (k, v))
+            share = h * d // divisor
+            k, v = (borrow_from_neighbours(x, grid, NEXT_AND_PREVIOUS, share, segment) for x in (k, v))
         q, k = relu_features(q), relu_features(k)
         if self.gate_q is not None:
             q, k = fixate(q, k, v, self.gate_q, self.gate_k)
@@ -883,8 +840,6 @@ class LinearAttention(Attention):
 
 
 # ==== PERFORMER: linear again, with random features that stand for the softmax =============== FAVOR+ =======
-
-
 def orthogonal_projection(features, d):
     """Random directions (features, d), orthogonal in blocks of d and as long as Gaussian vectors are."""
     blocks = [torch.linalg.qr(torch.randn(d, d))[0] for _ in range(math.ceil(features / d))]
@@ -897,13 +852,12 @@ def favor_features(x, projection, over, eps=1e-6):
 
         phi(x) = (exp(W x' - |x'|^2 / 2 - c) + eps) / sqrt(M),   x' = x / d^(1/4)
 
-    x (..., N, d), W = projection (M, d) -> (..., N, M). c is the maximum over the axes `over`, which keeps
-    the exponential in range and cancels in the ratio: (-1,) for queries, (-2, -1) for keys, which share
-    theirs.
+    x (..., N, d), W = projection (M, d) -> (..., N, M). c keeps the exponential in range and cancels in the
+    ratio: the maximum of W x' over the axes `over`, (-1,) for queries, (-2, -1) for keys, which share one.
     """
     x = x * x.shape[-1] ** -0.25
-    logits = x @ projection.T - x.square().sum(dim=-1, keepdim=True) / 2
-    logits = logits - logits.amax(dim=over, keepdim=True).detach()
+    logits = x @ projection.T
+    logits = logits - logits.amax(dim=over, keepdim=True).detach() - x.square().sum(dim=-1, keepdim=True) / 2
     return (logits.exp() + eps) * len(projection) ** -0.5
 
 
@@ -911,12 +865,10 @@ def performer_attention(q, k, v, grid, projection):
     """Softmax attention by random features, projection (M, d): right on average over projections, and yet far
     off with any one of them when scores are large.
 
-    For N=64 and d=32 the relative error with 32, 128, 512, 2048 and 8192 features is .12 .06 .03 .02 .01
-    when q and k have scale 1/4, and 1.6 1.5 1.3 1.1 .9 when they have scale 1: it is the size of the scores
-    that hurts.
+    For N=64 and d=32 the relative error with 32, 128, 512, 2048 and 8192 features is .12 .06 .03 .02 .01 if
+    q and k have scale 1/4, and 1.6 1.5 1.3 1.1 .9 if they have scale 1: the size of the scores is what hurts.
 
-    Sees          everything
-    Class token   A token like any other.
+    Sees          everything; a class token is a token like any other
     Cost          4*(C + T*S)*M*D + (C + T*S)*h*M
     Copy with     favor_features, attend_linearly
     """
@@ -935,7 +887,7 @@ class PerformerAttention(Attention):
 
 
 class PerformerTrajectoryAttention(TrajectoryAttention):
-    """Motionformer's branch for this stops on an error of shapes as released."""
+    """Trajectory attention with random features (as released, this branch stops on an error of shapes)."""
 
     def __init__(self, dim, heads, *args, features=256, **options):
         super().__init__(dim, heads, *args, **options)
@@ -948,7 +900,6 @@ class PerformerTrajectoryAttention(TrajectoryAttention):
 
 
 # ==== THE TABLE: a scheme is a short list of steps, each with weights of its own ============================
-
 ATTENTION = {
     "space": [SpaceAttention],
     "joint": [JointAttention],
@@ -981,8 +932,6 @@ CLASS_TOKEN = {name: "frame" for name in PER_FRAME} | {"lvt": "none"}
 
 
 # ==== TOKENS: pixels to patches, and where each patch was ===================================================
-
-
 class PatchEmbedding(nn.Module):
     """Cut a clip into patches of (frames, rows, columns) pixels and project each to D numbers.
 
@@ -1042,8 +991,8 @@ def central_frame_kernel(kernel, frames):
 def resize_table(table, old, new, how="smooth"):
     """Resample a position table (1, prod(old), D) to (1, prod(new), D).
 
-    "smooth" is linear in time and bicubic in space (Motionformer), "nearest" the nearest entry (TimeSformer as
-    released), "repeat" is smooth in space and starts over at the end of time (X-ViT and LVT as released).
+    "smooth" is linear in time and bicubic in space (Motionformer), "nearest" the nearest entry (TimeSformer's
+    code), "repeat" is smooth, but a table of times starts over at its end (X-ViT's and LVT's code).
     """
     if tuple(old) == tuple(new):
         return table
@@ -1061,8 +1010,8 @@ class PositionEmbedding(nn.Module):
     kind          "none"      to attention alone all places are alike
                   "space"     one entry per place in a frame
                   "time"      one per frame; places then come from convolutions (LVT)
-                  "separate"  one per place and one per frame, the latter zero at first, as no image model
-                  has it "joint"     one per place and frame
+                  "separate"  one per place and one per frame, these zero at first: no image model has them
+                  "joint"     one per place and frame
     grid          (T, H, W) of the tables; another grid in a call resizes them, see resize_table for `resize`
     class_token   "clip", "frame" or "none". It has an entry of its own among the places. One per frame also
                   gets the entry of its frame (X-ViT); one per clip has no time (TimeSformer, Motionformer).
@@ -1104,8 +1053,6 @@ class PositionEmbedding(nn.Module):
 
 
 # ==== BLOCKS: the steps of a scheme and an MLP, each added to what came in ==================================
-
-
 class StochasticDepth(nn.Module):
     """In training, drop a clip's whole branch x (B, N, D) with probability `rate` and scale up the others."""
 
@@ -1141,8 +1088,8 @@ class MLP(nn.Module):
         T, H, W = grid
         x = self.fc1(x)
         if self.depthwise is not None:
-            frames = self.depthwise(rearrange(x, "B (T H W) D -> (B T) D H W", T=T, H=H, W=W))
-            x = rearrange(frames, "(B T) D H W -> B (T H W) D", T=T)
+            frames = self.depthwise(rearrange(x, "B (T H W) c -> (B T) c H W", T=T, H=H, W=W))
+            x = rearrange(frames, "(B T) c H W -> B (T H W) c", T=T)
         return self.dropout(self.fc2(self.dropout(self.gelu(x))))
 
 
@@ -1167,8 +1114,6 @@ class Block(nn.Module):
 
 
 # ==== HEADS: tokens to classes ==============================================================================
-
-
 class TemporalAttentionHead(nn.Module):
     """X-ViT's temporal attention: a new class token and the T frames in one more transformer layer.
 
@@ -1191,8 +1136,7 @@ class Head(nn.Module):
 
     pool          "class"     the class token, or the mean of the frames' class tokens
                   "mean"      the mean of the patches
-                  "temporal"  a TemporalAttentionHead over the frames' class tokens, or the means of their
-                  patches
+                  "temporal"  a TemporalAttentionHead over the frames' class tokens, or patch means
     mlp           None        a linear layer
                   "tanh"      linear, tanh, linear (Motionformer)
                   "gelu"      norm, linear, GELU, dropout, linear (X-ViT, LVT)
@@ -1228,13 +1172,11 @@ class Head(nn.Module):
 
 
 # ==== THE BACKBONE ==========================================================================================
-
-
 class VideoTransformer(nn.Module):
     """Patches, positions, blocks and a head: the vision transformer with attention over video.
 
     model(video) with video (B, channels, frames, height, width) -> logits (B, K)
-    model.forward_features(video) -> tokens (B, C + T*S, D) after the last norm
+    model.forward_features(video) -> tokens (B, C + T*S, D) after the last norm (T = 1 with merge_frames)
 
     attention     a name in ATTENTION or a list of steps, where partial(Step, option=...) sets an option
     num_frames    frames of the video, and image_size its height and width (an int or a pair): they size the
@@ -1245,13 +1187,12 @@ class VideoTransformer(nn.Module):
     class_token   "clip", "frame" or "none"; left out, what CLASS_TOKEN says for the scheme, or "clip"
     head          "class", "mean" or "temporal", and head_mlp None, "tanh" or "gelu", of width head_hidden,
                   see Head; left out, "class", or "mean" without class tokens
-    dropout       after the embedding, after every projection, in the MLPs and the head
+    dropout       after the embedding, after the output projections, in the MLPs and in a "gelu" head
     drop_path     stochastic depth, from 0 in the first block to this in the last; neither acts in eval
     zero_init     a block's steps start at zero but for the last, see Attention
-    depthwise     MLPs with a 3 x 3 convolution, and gelu "none" or "tanh", see MLP
+    depthwise     MLPs with a 3 x 3 convolution; gelu "none" is exact, "tanh" approximate, see MLP
     resize        how position tables meet another grid: "smooth", "nearest" or "repeat", see resize_table
-    merge_frames  average the tokens of all frames before the last norm (released space-only TimeSformer), not
-                  only the class tokens after it (released X-ViT)
+    merge_frames  average all frames before the last norm, as released space-only TimeSformers do
     """
 
     def __init__(
@@ -1288,9 +1229,8 @@ class VideoTransformer(nn.Module):
         self.init_weights()
 
     def init_weights(self):
-        """As published: weights and tables from a truncated normal of .02, biases zero. Two things start at
-        exactly zero, the time table and the last layer of every new branch: a clip starts as a bag of images.
-        """
+        """As published: linear layers and tables from a truncated normal of .02, biases zero. Exactly zero is
+        what no image model has: the time table, a temporal head's class token, the zero_init layers."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -1306,25 +1246,22 @@ class VideoTransformer(nn.Module):
     def encode(self, video):
         """video (B, channels, frames, height, width) -> normed tokens (B, C + T*S, D) and their grid"""
         x, grid = self.patches(video)
-        B, N, D = x.shape
         if self.class_token is not None:
             C = grid[0] if self.class_token_kind == "frame" else 1
-            class_tokens = self.class_token.expand(B, C, D)  # (B, C, D)
-            x = torch.cat([class_tokens, x], dim=1)  # (B, C + N, D)
+            x = torch.cat([self.class_token.expand(len(x), C, -1), x], dim=1)
         x = self.dropout(self.position(x, grid))
         for block in self.blocks:
             x = block(x, grid)
         if self.merge_frames:
             T, H, W = grid
             C = count_class_tokens(x, grid)
-            frames = x[:, C:].unflatten(1, (T, H * W))  # (B, T, H*W, D)
-            x = torch.cat([x[:, :C].mean(dim=1, keepdim=True), frames.mean(dim=1)], dim=1)  # (B, 1 + H*W, D)
+            class_token = x[:, :C].mean(dim=1, keepdim=True)[:, :C]  # (B, min(C, 1), D)
+            x = torch.cat([class_token, x[:, C:].unflatten(1, (T, H * W)).mean(dim=1)], dim=1)
             grid = (1, H, W)
         return self.norm(x), grid
 
     def forward_features(self, video):
-        tokens, grid = self.encode(video)
-        return tokens
+        return self.encode(video)[0]
 
     def forward(self, video):
         return self.head(*self.encode(video))
@@ -1372,3 +1309,190 @@ def preset(name, **overrides):
     if name not in PRESETS:
         raise ValueError(f"preset {name!r} is unknown; choose one of {', '.join(PRESETS)}")
     return VideoTransformer(**PRESETS[name] | overrides)
+
+
+# ==== RELEASED WEIGHTS: the authors' files under the names used here ========================================
+RENAMES = [  # in this order; {last} is the last step of a block, {out} the last layer of the head
+    (r"^((timesformer|vivit|base_model|embeddings|encoder)\.)+", ""),
+    (r"^consensus\.cls_token", "head.temporal.class_token"),
+    (r"^consensus\.temporal_encoder\.0", "head.temporal.block"),
+    (r"^consensus\.mlp_head", "head.classify"),
+    (r"^cls_token", "class_token"),
+    (r"^(pos_embed|position_embeddings|st_embed)", "position.place"),
+    (r"^(time_embed|temp_embed|time_embeddings)$", "position.time"),
+    (r"^(patch_embed_3d|patch_embed|patch_embeddings)\.", "patches."),
+    (r"^patches\.projection", "patches.proj"),
+    (r"^layer\.", "blocks."),
+    (r"\.temporal_(norm1|layernorm)\.", ".norms.0."),
+    (r"\.temporal_(fc|dense)\.", ".steps.0.zero."),
+    (r"\.temporal_attention\.output\.dense\.", ".steps.0.proj."),
+    (r"\.(temporal_attention\.attention|temporal_attn)\.", ".steps.0."),
+    (r"\.attention\.output\.dense\.", ".steps.{last}.proj."),
+    (r"\.(attention\.attention|attn)\.", ".steps.{last}."),
+    (r"\.(norm1|layernorm_before)\.", ".norms.{last}."),
+    (r"\.(norm2|layernorm_after)\.", ".mlp_norm."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+    (r"\.dwconv\.dwconv\.", ".depthwise."),
+    (r"\.(p|q_)gate\.", ".gate_q."),
+    (r"\.k_gate\.", ".gate_k."),
+    (r"^layernorm\.", "norm."),
+    (r"^pre_logits\.fc\.", "head.classify.0."),
+    (r"^(head|classifier|new_fc)\.(?=weight|bias)", "head.classify.{out}."),
+]
+
+
+def read_weights(source):
+    """A path, or what a file held -> {key: tensor}. Only weights are read: a file with code in it is
+    refused."""
+    if not isinstance(source, dict):
+        try:
+            source = torch.load(source, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise ValueError(f"{source} holds more than weights, which could run code: not read") from error
+    for wrapping in ("model_state", "state_dict", "model"):
+        source = source[wrapping] if isinstance(source.get(wrapping), dict) else source
+    tensors = {key: value for key, value in source.items() if isinstance(value, torch.Tensor)}
+    return {re.sub(r"^((module|model)\.)+", "", key): value for key, value in tensors.items()}
+
+
+def never_used(family, weights):
+    """The layers that a release carries and its own model never reads."""
+    if family == "motionformer":  # one of two patch embeddings, and the table of places beside a joint one
+        tubelets = weights["patch_embed_3d.proj.weight"].shape[2] > 1
+        return ["patch_embed." if tubelets else "patch_embed_3d."] + ["pos_embed"] * ("st_embed" in weights)
+    if family in ("xvit", "lvt") and "consensus.mlp_head.0.weight" in weights:
+        return ["new_fc."]  # a classifier before the head
+    return []
+
+
+def renamed(weights):
+    """The weights under the names of VideoTransformer."""
+    last = int(any("temporal_att" in key for key in weights))
+    out = 2 if "pre_logits.fc.weight" in weights else 0
+    result = {}
+    for key, value in weights.items():
+        for pattern, name in RENAMES:
+            key = re.sub(pattern, name.format(last=last, out=out), key)
+        result[key] = value
+    for key in [key for key in result if ".query." in key]:  # ViViT's three layers are one here
+        parts = [result.pop(key.replace("query", name)) for name in ("query", "key", "value")]
+        result[key.replace("query", "qkv")] = torch.cat(parts)
+    kernel, time = result.get("patches.proj.weight"), result.get("position.time")
+    if kernel is not None and kernel.ndim == 4:
+        result["patches.proj.weight"] = kernel.unsqueeze(2)
+    if time is not None:
+        result["position.time"] = time.flatten(1, -2)
+    return result
+
+
+def inferred(family, weights, image_size=224):
+    """VideoTransformer's arguments as far as the renamed weights tell; image_size is only for a joint table.
+    """
+    D, channels, frames, rows, columns = weights["patches.proj.weight"].shape
+    head = sorted(key for key in weights if re.fullmatch(r"head\.classify\.\d\.weight", key))
+    depth = 1 + max(int(key.split(".")[1]) for key in weights if key.startswith("blocks."))
+    options = dict(dim=D, depth=depth, heads=max(1, D // 64), channels=channels)
+    options |= dict(patch_size=(frames, rows, columns), num_classes=len(weights[head[-1]]))
+    options |= dict(mlp_ratio=len(weights["blocks.0.mlp.fc1.weight"]) / D)
+    if len(head) > 1:
+        options |= dict(head_mlp="tanh" if len(head) == 2 else "gelu", head_hidden=len(weights[head[-2]]))
+    time, place = weights.get("position.time"), weights.get("position.place")
+    if time is None and family in ("vivit", "motionformer"):
+        height, width = as_sizes(image_size)[1:]
+        frames *= (place.shape[1] - 1) // (height // rows * (width // columns))
+        return options | dict(position="joint", image_size=(height, width), num_frames=frames)
+    if place is not None:
+        side = math.isqrt(place.shape[1] - 1)
+        options |= dict(image_size=(side * rows, side * columns))
+    return options | (dict(position="space") if time is None else dict(num_frames=frames * time.shape[1]))
+
+
+def as_released(family, weights):
+    """What no tensor tells, as each family's release has it."""
+    if family == "timesformer":
+        divided, timed = "blocks.0.steps.1.qkv.weight" in weights, "position.time" in weights
+        attention = "divided" if divided else "joint" if timed else "space"
+        return dict(attention=attention, resize="nearest", merge_frames=attention == "space")
+    if family == "motionformer":
+        slip = [partial(TrajectoryAttention, project_values=False)]
+        return dict(attention=slip if "blocks.0.steps.0.proj_q.weight" in weights else "joint")
+    if family == "xvit":  # Kinetics: a quarter of the channels, within segments of 8 frames
+        mixing = [partial(MixingAttention, whole_heads=True, moved=0.25, segment=8)]
+        head = "temporal" if "head.temporal.class_token" in weights else "class"
+        return dict(attention=mixing, class_token="frame", head=head, resize="repeat")
+    if family == "lvt":
+        gates = sum(f"blocks.0.steps.0.gate_{x}.weight" in weights for x in "qk")
+        step = partial(LinearAttention, fixation=(None, "shared", "separate")[gates], neighbours=True)
+        stride = weights["patches.proj.weight"].shape[-1] * 7 // 8
+        steps = [partial(step, axis="time"), partial(step, axis="space")]
+        return PRESETS["lvt"] | dict(attention=steps, patch_stride=stride, resize="repeat")
+    return dict(attention="joint", gelu="tanh")  # vivit
+
+
+def load(model, weights, source):
+    """Fill the model, or raise one ValueError that lists all that is missing, unexpected or misshapen."""
+    own = model.state_dict()
+    wrong = [f"missing {key}" for key in own if key not in weights]
+    wrong += [f"unexpected {key}" for key in weights if key not in own]
+    for key in own.keys() & weights.keys():
+        if own[key].shape != weights[key].shape:
+            wrong.append(f"{key} is {tuple(weights[key].shape)}, not {tuple(own[key].shape)}")
+    if wrong:
+        raise ValueError(f"{source} does not fit, {len(wrong)} keys are wrong: " + "; ".join(sorted(wrong)))
+    nan = [key for key, value in weights.items() if value.isnan().any()]
+    if nan:
+        warnings.warn(f"{source} holds NaN in {', '.join(nan)}")
+    model.load_state_dict(weights)
+    return model
+
+
+def from_released(family, state_dict, **overrides):
+    """A model in eval mode with released weights in it: from_released("timesformer",
+    "TimeSformer_K400.pyth").
+
+    family        "timesformer" (the authors' files or Hugging Face's), "motionformer", "xvit", "lvt", or
+                  "vivit" (Hugging Face's)
+    state_dict    a path, or what the file held; the usual nestings and prefixes are removed
+    overrides     VideoTransformer's arguments that no tensor tells, where they are not the release's usual:
+                  heads (64 channels each), attention=[partial(MixingAttention, whole_heads=True, moved=0.5)]
+                  for X-ViT on Something-Something, patch_stride for LVT, image_size for a joint table
+
+    ValueError lists every key that is missing, unexpected or misshapen; only what `never_used` names is
+    dropped.
+    """
+    if family not in ("timesformer", "motionformer", "xvit", "lvt", "vivit"):
+        raise ValueError(f"family={family!r} is unknown; use timesformer, motionformer, xvit, lvt or vivit")
+    weights = read_weights(state_dict)
+    try:
+        unused = tuple(never_used(family, weights))
+        weights = renamed({key: value for key, value in weights.items() if not key.startswith(unused)})
+        sizes = {key: value for key, value in overrides.items() if key == "image_size"}
+        options = as_released(family, weights) | inferred(family, weights, **sizes) | overrides
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        raise ValueError(f"these {len(weights)} tensors are not a released {family}: {error!r}") from error
+    return load(VideoTransformer(**options), weights, f"the {family} file").eval()
+
+
+def load_image_weights(model, state_dict):
+    """Start a video model from an image transformer (timm's keys) as the papers do -> model.
+
+    Its patch kernel goes to the central frame of a tubelet, its attention to every step, its table of places
+    is resized, and the time table stays at zero. What an image model does not have stays as it was; so does
+    the head.
+    """
+    image = renamed(read_weights(state_dict))
+    weights = model.state_dict()
+    for key, own in weights.items():
+        value = image.get(re.sub(r"(steps|norms)\.\d", r"\1.0", key))
+        if value is None or key.startswith("head."):
+            continue
+        if key == "patches.proj.weight":
+            value = central_frame_kernel(value.squeeze(2), own.shape[2])
+        if key == "position.place":
+            side, (T, H, W) = math.isqrt(value.shape[1] - 1), model.position.grid
+            places = resize_table(value[:, 1:], (side, side), (H, W))
+            places = places.repeat(1, T if model.position.kind == "joint" else 1, 1)
+            value = torch.cat([value[:, :1], places], dim=1)[:, -own.shape[1] :]
+        weights[key] = value
+    return load(model, weights, "the image model")
