@@ -1374,6 +1374,207 @@ class TestPublishedSizes:
         assert sum(p.numel() for p in model.parameters()) == count
 
 
+# What the official code counts: parameters, those of them that its model never uses, GMACs of one view; and
+# the clip. Counted from the authors' code on the meta device; X-ViT's 16-frame model is its 8-frame model.
+OFFICIAL_SIZES = {
+    "timesformer": (121_566_352, 0, 195.83, (8, 224)),
+    "timesformer_hr": (122_024_080, 0, 1702.69, (16, 448)),
+    "timesformer_l": (121_633_936, 0, 2379.86, (96, 224)),
+    "motionformer": (109_144_720, 590_592, 369.36, (16, 224)),  # unused: the patch embedding of single frames
+    "motionformer_l": (109_150_864, 590_592, 1184.87, (32, 224)),
+    "motionformer_hr": (109_144_720, 590_592, 958.41, (16, 336)),
+    "xvit": (94_098_464, 307_600, 140.57, (8, 224)),  # unused: a classifier before the temporal head
+    "xvit_16": (94_098_464, 307_600, 281.13, (16, 224)),
+    "lvt": (52_008_540, 89_262, 264.67, (16, 224)),  # unused: likewise; 174 classes, all others 400
+}
+
+
+def plain_second_stage(q, k, v, grid, proj_q, proj_kv, first_stage, project_values):
+    """Trajectory attention with W_k and W_v on all N*T trajectory tokens, as the official code has it."""
+    T, S = grid[0], grid[1] * grid[2]
+    C = q.shape[2] - T * S
+    class_token = va.attend(q[:, :, :C], k, v)
+    y = first_stage(q[:, :, C:], k[:, :, C:], v[:, :, C:], T)
+    frame = torch.arange(T, device=q.device).repeat_interleave(S)
+    own = y[:, :, torch.arange(T * S, device=q.device), frame].transpose(1, 2).flatten(2)
+    heads = lambda x: x.unflatten(-1, (q.shape[1], q.shape[3]))
+    y = y.permute(0, 2, 3, 1, 4).flatten(3)
+    keys, values = proj_kv(y).chunk(2, dim=-1)
+    query = heads(proj_q(own)).unsqueeze(3)
+    keys, values = (heads(x).transpose(2, 3) for x in (keys, values if project_values else y))
+    out = va.attend(query, keys, values).squeeze(3).transpose(1, 2)
+    return torch.cat([class_token, out], dim=2)
+
+
+def full_size(name):
+    """Parameters and GMACs of a preset at full size, without memory or time."""
+    frames, size = OFFICIAL_SIZES[name][3]
+    with torch.device("meta"):
+        model = va.preset(name, num_classes=174 if name == "lvt" else 400).eval()
+        video = torch.empty(1, 3, frames, size, size)
+    return sum(p.numel() for p in model.parameters()), counted(lambda: model(video)) / 1e9
+
+
+class TestPresets:
+    @pytest.mark.parametrize("name", OFFICIAL_SIZES)
+    def test_parameters_are_the_official_ones(self, name):
+        """All of them, once what a release carries and never uses is set aside."""
+        official, unused, _, _ = OFFICIAL_SIZES[name]
+        assert full_size(name)[0] + unused == official
+
+    @pytest.mark.parametrize("name", ["timesformer", "timesformer_hr", "timesformer_l"])
+    def test_timesformer_projects_its_class_token_once(self, name):
+        """Officially the class token is copied into T frames before its four projections, here after them."""
+        frames = OFFICIAL_SIZES[name][3][0]
+        copies = 12 * (frames - 1) * 4 * 768**2 / 1e9
+        assert abs(full_size(name)[1] + copies - OFFICIAL_SIZES[name][2]) < 0.006
+
+    @pytest.mark.parametrize("name", ["motionformer", "motionformer_l", "motionformer_hr"])
+    def test_motionformer_in_the_plain_form_and_here(self, name, monkeypatch):
+        """369.4, 1184.9 and 958.4 GMACs as published; 216.5, 529.2 and 614.5 with the second stage folded."""
+        frames, size = OFFICIAL_SIZES[name][3]
+        T, N, D = frames // 2, frames // 2 * (size // 16) ** 2, 768
+        folded = full_size(name)[1]
+        monkeypatch.setattr(va, "trajectory_attention", plain_second_stage)
+        plain = full_size(name)[1]
+        assert abs(plain - OFFICIAL_SIZES[name][2]) < 0.006
+        saved = 12 * (2 * N * T * D**2 - 2 * N * D**2 - 2 * N * T * D * (12 - 1)) / 1e9
+        assert abs(plain - saved - folded) < 1e-6 and folded < 0.65 * plain
+
+    @pytest.mark.parametrize("name", ["xvit", "xvit_16"])
+    def test_xvit(self, name):
+        assert abs(full_size(name)[1] - OFFICIAL_SIZES[name][2]) < 0.006
+
+    def test_lvt_evaluates_its_gate_once(self):
+        """Two savings: the shared gate once, 3*N*d*D in each of 24 attentions, and along time, with 16
+        tokens of 64 channels, the weights themselves, 2*N*(d - T)*D in 12; the counter sees the
+        denominators, N*D in 24."""
+        N, T, d, D = 16 * 17 * 17, 16, 64, 512
+        gates, order, denominators = 24 * 3 * N * d * D, 12 * 2 * N * (d - T) * D, 24 * N * D
+        here = full_size("lvt")[1]
+        assert abs(here + (gates + order - denominators) / 1e9 - OFFICIAL_SIZES["lvt"][2]) < 0.006
+
+    def test_vivit(self):
+        """Model 1 of ViViT's table 2: 88.9 million parameters, 455.2 GFLOPs."""
+        with torch.device("meta"):
+            model, video = va.preset("vivit").eval(), torch.empty(1, 3, 32, 224, 224)
+        assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) in (88.9, 89.0)
+        assert abs(counted(lambda: model(video)) / 1e9 - 455.2) < 0.01 * 455.2
+
+    def test_plain_and_folded_agree(self):
+        q, k, v = qkv(C=1)
+        layers = nn.Linear(D, D).double(), nn.Linear(D, 2 * D).double()
+        plain = plain_second_stage(q, k, v, GRID, *layers, va.attend_per_frame, True)
+        same(va.trajectory_attention(q, k, v, GRID, *layers), plain)
+
+
+class TestReleased:
+    """from_released beyond the numbers: what it reads, infers and refuses."""
+
+    def state(self, name="timesformer_divided"):
+        arrays = np.load(HERE / "tiny_data" / "golden" / f"{name}.npz")
+        return {k[6:]: torch.from_numpy(arrays[k]) for k in arrays.files if k.startswith("state/")}
+
+    def test_infers_the_sizes(self):
+        model = va.from_released("timesformer", self.state(), heads=3)
+        assert not model.training
+        assert [type(step) for step in model.blocks[0].steps] == [va.TimeAttention, va.SpaceAttention]
+        assert (len(model.blocks), model.position.grid, model.patches.patch_size) == (2, (4, 4, 4), (1, 8, 8))
+        assert model(torch.randn(1, 3, 4, 32, 32)).shape == (1, 5)
+
+    @pytest.mark.parametrize("nesting", ["model_state", "state_dict", "model", "prefix", "file"])
+    def test_unwraps(self, nesting, tmp_path):
+        state, expected = self.state(), va.from_released("timesformer", self.state(), heads=3).state_dict()
+        if nesting == "prefix":
+            state = {f"module.{key}": value for key, value in state.items()}
+        elif nesting == "file":
+            torch.save({"epoch": 3, "model_state": state}, tmp_path / "released.pyth")
+            state = tmp_path / "released.pyth"
+        else:
+            state = {nesting: state, "epoch": 3}
+        actual = va.from_released("timesformer", state, heads=3).state_dict()
+        assert all(torch.equal(actual[key], expected[key]) for key in expected)
+
+    def test_code_in_a_file_is_refused(self, tmp_path):
+        class Trap:
+            def __reduce__(self):
+                return os.mkdir, (str(tmp_path / "sprung"),)
+
+        torch.save({"model_state": Trap()}, tmp_path / "trap.pyth")
+        with pytest.raises(ValueError, match="trap.pyth.*more than weights"):
+            va.from_released("timesformer", tmp_path / "trap.pyth")
+        assert not (tmp_path / "sprung").exists()
+
+    def test_all_that_is_wrong_is_listed(self):
+        state = self.state()
+        del state["model.blocks.1.mlp.fc2.bias"]
+        state["model.extra.weight"] = torch.zeros(3)
+        state["model.blocks.0.attn.qkv.weight"] = state["model.blocks.0.attn.qkv.weight"].T
+        with pytest.raises(ValueError, match="3 keys") as error:
+            va.from_released("timesformer", state, heads=3)
+        message = str(error.value)
+        assert "qkv.weight is (24, 72), not (72, 24)" in message
+        assert "missing blocks.1.mlp.fc2.bias" in message and "unexpected extra.weight" in message
+
+    @pytest.mark.parametrize("family", ["motionformer", "xvit", "lvt", "vivit"])
+    def test_wrong_family_is_refused(self, family):
+        with pytest.raises(ValueError):
+            va.from_released(family, self.state(), heads=3)
+
+    def test_nothing_of_the_kind_is_refused(self):
+        for state in ({}, {"weights": 3}, {"a.weight": torch.zeros(2)}):
+            with pytest.raises(ValueError, match="not a released timesformer"):
+                va.from_released("timesformer", state)
+
+    def test_unknown_family_is_named(self):
+        with pytest.raises(ValueError, match="'timesfomer'.*timesformer"):
+            va.from_released("timesfomer", {})
+
+    def test_nan_is_said(self):
+        state = self.state()
+        state["model.head.bias"][1] = torch.nan
+        with pytest.warns(UserWarning, match="NaN in head.classify.0.bias"):
+            va.from_released("timesformer", state, heads=3)
+
+    def test_what_a_release_never_uses(self):
+        for name, family, layer in (
+            ("motionformer_trajectory_orig", "motionformer", "patch_embed.proj"),
+            ("xvit_vit_16f_seg8", "xvit", "new_fc"),
+            ("lvt_model_16f_seg8", "lvt", "new_fc"),
+        ):
+            state = va.read_weights(self.state(name))
+            dropped = {key for key in state if key.startswith(tuple(va.never_used(family, state)))}
+            assert dropped == {f"{layer}.weight", f"{layer}.bias"}
+
+    @pytest.mark.parametrize("name", ["divided", "trajectory", "lvt"])
+    def test_image_weights(self, name):
+        """On a clip that stands still, a video model that starts from an image model's weights is that
+        model."""
+        state = self.state("timesformer_space")
+        image = va.from_released("timesformer", state, heads=4)
+        state = {key.removeprefix("model."): value for key, value in state.items()}
+        z = 2 if name == "trajectory" else 1
+        model = tiny(name, image_size=32, patch_size=(z, 8, 8), class_token="clip")
+        va.load_image_weights(model, state)
+        for i, (block, source) in enumerate(zip(model.blocks, image.blocks)):
+            for step, norm in zip(block.steps, block.norms):
+                same(step.qkv.weight, source.steps[0].qkv.weight, 0)
+                same(norm.weight, source.norms[0].weight, 0)
+            same(block.mlp.fc1.weight, source.mlp.fc1.weight, 0)
+        same(model.position.time, torch.zeros_like(model.position.time), 0)
+        same(model.patches.proj.weight[:, :, z // 2], image.patches.proj.weight[:, :, 0], 0)
+        if name == "divided":
+            still = torch.randn(2, 3, 1, 32, 32)
+            video = still.expand(-1, -1, 6, -1, -1)
+            features = image.forward_features(still)
+            same(model.forward_features(video)[:, :17], features, 1e-5)
+
+    def test_image_weights_of_another_width_are_refused(self):
+        model = va.VideoTransformer("joint", dim=48, depth=2, heads=4, image_size=32, patch_size=8)
+        with pytest.raises(ValueError, match="not \\(144, 48\\)"):
+            va.load_image_weights(model, self.state("timesformer_space"))
+
+
 # ==== THE PAPERS' OWN CODE ==================================================================================
 
 GOLDEN = Path(os.environ.get("VA_GOLDEN", HERE / "tiny_data" / "golden"))

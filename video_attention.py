@@ -92,7 +92,7 @@ def attend(q, k, v, return_weights=False):
 
 # ==== GROUPS OF TOKENS: many mechanisms are exact attention, but inside small groups ========================
 def count_class_tokens(x, grid):
-    """C: 0, 1 or T class tokens stand before the patches of x (..., C + T*S, d). ValueError if x does not fit."""
+    """C, the number of class tokens before the patches of x (..., C + T*S, d). ValueError if none fits."""
     T, H, W = grid
     C = x.shape[-2] - T * H * W
     if C not in (0, 1, T):
@@ -1286,8 +1286,8 @@ def steps_of(attention):
 
 TUBELETS = dict(patch_size=(2, 16, 16))
 MOTIONFORMER = dict(attention="trajectory", num_frames=16, head_mlp="tanh", drop_path=0.2, **TUBELETS)
-XVIT = dict(attention="mixing", head="temporal", head_mlp="gelu")
-LVT_PATCHES = dict(patch_stride=14, position="time", class_token="none", depthwise=True)
+XVIT = dict(attention="mixing", resize="repeat", head="temporal", head_mlp="gelu")
+LVT_PATCHES = dict(patch_stride=14, position="time", class_token="none", depthwise=True, resize="repeat")
 LVT_HEAD = dict(head="mean", head_mlp="gelu", head_hidden=768)
 
 PRESETS = {
@@ -1296,11 +1296,11 @@ PRESETS = {
     "timesformer_l": dict(attention="divided", num_frames=96),
     "motionformer": MOTIONFORMER,  # Motionformer, table 6
     "motionformer_l": MOTIONFORMER | dict(num_frames=32),
-    "motionformer_hr": MOTIONFORMER | dict(image_size=336),
+    "motionformer_hr": MOTIONFORMER,  # its clips have 336 pixels, its table of places those of 224
     "xvit": XVIT,  # X-ViT, tables 5 and 6
-    "xvit_16": XVIT | dict(num_frames=16),
+    "xvit_16": XVIT,  # its clips have 16 frames, its table of times 8
     "vivit": dict(attention="joint", num_frames=32, position="joint", **TUBELETS),  # ViViT, table 2, model 1
-    "lvt": dict(attention="lvt", num_frames=16, dim=512, heads=8, zero_init=False, **LVT_PATCHES, **LVT_HEAD),
+    "lvt": dict(attention="lvt", dim=512, heads=8, zero_init=False, **LVT_PATCHES, **LVT_HEAD),  # 16 frames
 }
 
 
