@@ -91,15 +91,16 @@ def attend(q, k, v, return_weights=False):
 
 
 # ==== GROUPS OF TOKENS: many mechanisms are exact attention, but inside small groups ========================
-def count_class_tokens(x, grid):
-    """C, the number of class tokens before the patches of x (..., C + T*S, d). ValueError if none fits."""
+def count_class_tokens(x, grid, *others):
+    """C, the number of class tokens in x (..., C + T*S, d); ValueError if it or others like it do not fit."""
     T, H, W = grid
     C = x.shape[-2] - T * H * W
-    if C not in (0, 1, T):
-        raise ValueError(
-            f"{x.shape[-2]} tokens do not fit the grid T={T}, H={H}, W={W}: expected {T * H * W} patches "
-            f"after 0, 1 or {T} class tokens; the grid counts patches, not pixels"
-        )
+    if min(grid) < 1 or C not in (0, 1, T):
+        given = f"{x.shape[-2]} tokens do not fit the grid T={T}, H={H}, W={W}"
+        raise ValueError(f"{given}: it takes {T * H * W} patches, not pixels, after 0, 1 or {T} class tokens")
+    if any(other.shape != x.shape for other in others):
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (x, *others))
+        raise ValueError(f"q, k and v must all be (B, h, C + T*S, d), got {shapes}")
     return C
 
 
@@ -109,13 +110,12 @@ def attend_within_frames(q, k, v, grid, pattern, kernel=attend, summary=False):
     q, k, v (B, h, C + T*S, d) -> the same shape. "B h (T H W) d -> (B T H) h W d" makes every row a group. A
     class token joins every group of its frame, and what it becomes is the mean of what its copies found; a
     clip's only class token is copied into every frame in this way. With `summary` the mean of every frame's
-    patches joins the keys and values of every group. `kernel` is what attends in a group.
+    patches joins the keys and values of every group. `kernel` is what attends in a group. On the
+    right of the pattern the batch begins with "(B T".
     """
     T, H, W = grid
+    C = count_class_tokens(q, grid, k, v)
     B, h, N, d = q.shape
-    C = N - T * H * W
-    if C not in (0, 1, T):
-        raise ValueError(f"{N} tokens are not the grid's {T}*{H}*{W} patches after 0, 1 or {T} class tokens")
     groups = []
     for i, x in enumerate((q, k, v)):
         group = rearrange(x[:, :, C:], pattern, T=T, H=H, W=W)
@@ -145,8 +145,8 @@ def attend_in_boxes(q, k, v, grid, boxes):
     q, k, v (B, h, C + T*S, d) -> the same shape. Boxes may differ in size, so an odd grid needs no padding.
     The class tokens join every box, and what they become is the mean of what they found.
     """
+    C = count_class_tokens(q, grid, k, v)
     B, h, N, d = q.shape
-    C = count_class_tokens(q, grid)
     number = torch.arange(N, device=q.device)  # (N,)
     place = number[C:].view(grid)
     boxes = [place[box].flatten() for box in boxes]
@@ -219,7 +219,7 @@ def space_attention(q, k, v, grid):
     Class token   One per clip is copied into every frame, the T results averaged; one per frame stays there.
     Cost          2*T*(S + c)**2*D
     Differs       The paper leaves open what the class token's own query sees; this follows its released code.
-    Copy with     attend, attend_within_frames
+    Copy with     attend, count_class_tokens, attend_within_frames
     """
     return attend_within_frames(q, k, v, grid, "B h (T H W) d -> (B T) h (H W) d")
 
@@ -266,8 +266,8 @@ def time_attention(q, k, v, grid, kernel=attend):
     Copy with     attend, count_class_tokens
     """
     T, H, W = grid
+    C = count_class_tokens(q, grid, k, v)
     B, h, N, d = q.shape
-    C = count_class_tokens(q, grid)
     places = "B h (T H W) d -> (B H W) h T d"
     q, k, v = (rearrange(x[:, :, C:], places, T=T, H=H, W=W) for x in (q, k, v))  # (B*H*W, h, T, d)
     out = rearrange(kernel(q, k, v), "(B H W) h T d -> B h (T H W) d", H=H, W=W)  # (B, h, T*H*W, d)
@@ -345,7 +345,7 @@ def width_attention(q, k, v, grid):
     Cost          2*T*H*(W + c)**2*D
     Differs       No code was released, and the paper does not say what the class token does. In the time
                   step it stands aside, as in divided attention.
-    Copy with     attend, attend_within_frames
+    Copy with     attend, count_class_tokens, attend_within_frames
     """
     return attend_within_frames(q, k, v, grid, "B h (T H W) d -> (B T H) h W d")
 
@@ -362,7 +362,7 @@ def height_attention(q, k, v, grid):
     Class token   As in space attention, but copied into every column.
     Cost          2*T*W*(H + c)**2*D
     Differs       As for width.
-    Copy with     attend, attend_within_frames
+    Copy with     attend, count_class_tokens, attend_within_frames
     """
     return attend_within_frames(q, k, v, grid, "B h (T H W) d -> (B T W) h H d")
 
@@ -379,8 +379,7 @@ class HeightAttention(Attention):
 def pooled_attention(q, k, v, grid, stride=(1, 2, 2)):
     """Every patch sees the whole clip, but blurred: keys and values are means over blocks of patches.
 
-    A block is stride = (frames, rows, columns) patches, fewer at the far end of an odd grid. Stride (1, 1, 1)
-    is joint attention.
+    A block is stride = (frames, rows, columns) patches, less at an odd end. (1, 1, 1) is joint attention.
 
     Sees          everything
     Class token   A token like any other, never pooled.
@@ -388,8 +387,7 @@ def pooled_attention(q, k, v, grid, stride=(1, 2, 2)):
     Differs       MViT pools by a learned depthwise convolution and a norm, and may pool the queries too.
     Copy with     attend, count_class_tokens
     """
-    T, H, W = grid
-    C = count_class_tokens(q, grid)
+    C = count_class_tokens(q, grid, k, v)
     B, h, N, d = q.shape
     if len(stride) != 3 or min(stride) < 1:
         raise ValueError(f"stride={stride} must be three numbers (frames, rows, columns), none below 1")
@@ -411,9 +409,8 @@ def borrow(x, steps, share):
     """Channels on loan from the neighbours: a look around that costs no multiplication.
 
     x (B, T, H, W, channels) -> the same shape. The first `share` channels of patch (t, y, x) become those of
-    patch (t, y, x) + steps[0], the next `share` those of (t, y, x) + steps[1], and so on; the rest stay its
-    own. Past the border there are zeros, except for diagonal steps, which leave the patch its own (the rule
-    of LVT's code).
+    patch (t, y, x) + steps[0], the next `share` those of (t, y, x) + steps[1], and so on; the rest stay. Past
+    the border are zeros, but for diagonal steps, which leave a patch its own (the rule of LVT's code).
     """
     out = x.clone()
     for i, step in enumerate(steps):
@@ -449,14 +446,15 @@ def mixing_attention(q, k, v, grid, window=1, moved=0.5, whole_heads=False, summ
                      that whole heads look ahead and others back (whole_heads). The order of parts is its own.
                   2. The released Kinetics models mix within segments of 8 of a clip's 16 frames (segment).
                   3. Summary tokens, see there, are in the paper only (summary).
-    Copy with     attend, attend_within_frames, borrow
+    Copy with     attend, count_class_tokens, attend_within_frames, borrow
     """
-    length = segment or grid[0]  # frames that mix among themselves
-    if window < 0 or not 0.0 <= moved <= 1.0 or grid[0] % length != 0:
-        given = f"window={window}, moved={moved}, segment={segment} for {grid[0]} frames"
-        raise ValueError(f"{given}: use window >= 0, moved in 0..1 and a segment that divides the frames")
+    length = grid[0] if segment is None else segment  # frames that mix among themselves
     joined = q.shape[1] if whole_heads else 1  # heads whose channels are shared out together
-    share = int(moved * joined * q.shape[3] / max(1, 2 * window))
+    share = int(moved * joined * q.shape[-1] / max(1, 2 * window))
+    borrows = window > 0 and moved > 0
+    if window < 0 or not 0.0 <= moved <= 1.0 or length < 1 or grid[0] % length or (borrows and share < 1):
+        given = f"window={window}, moved={moved}, segment={segment} for {grid[0]} frames, d={q.shape[-1]}"
+        raise ValueError(f"{given}: use window >= 0, moved in 0..1, a channel a frame, a segment dividing T")
     steps = [(sign * i, 0, 0) for i in range(1, window + 1) for sign in (1, -1)]
 
     def mix_and_attend(q, k, v):
@@ -486,7 +484,7 @@ def summary_attention(q, k, v, grid):
     Class token   As in space attention.
     Cost          2*T*(S + c)*(S + c + T)*D
     Differs       No code was released. The paper's summary may be any function of a frame; it takes the mean.
-    Copy with     attend, attend_within_frames
+    Copy with     attend, count_class_tokens, attend_within_frames
     """
     return attend_within_frames(q, k, v, grid, "B h (T H W) d -> (B T) h (H W) d", summary=True)
 
@@ -503,9 +501,9 @@ def attend_per_frame(q, k, v, T, kernel=attend):
 
     q (B, h, I, d), k and v (B, h, T*S, d) -> (B, h, I, T, d). `kernel` does the attending.
     """
-    k, v = (rearrange(x, "B h (T S) d -> B h T S d", T=T) for x in (k, v))
-    q = q.unsqueeze(2).expand(-1, -1, T, -1, -1)
-    return kernel(q, k, v).transpose(2, 3)
+    k, v = (rearrange(x, "B h (T S) d -> B (h T) S d", T=T) for x in (k, v))
+    q = repeat(q, "B h I d -> B (h T) I d", T=T)
+    return rearrange(kernel(q, k, v), "B (h T) I d -> B h I T d", T=T)
 
 
 def trajectory_attention(q, k, v, grid, proj_q, proj_kv, first_stage=attend_per_frame, project_values=True):
@@ -522,13 +520,14 @@ def trajectory_attention(q, k, v, grid, proj_q, proj_kv, first_stage=attend_per_
     Sees          everything
     Class token   Sees everything, itself too, and skips the second stage. No patch sees it.
     Cost          2*(T*S)**2*D + 2*C*(C + T*S)*D + 3*T*S*D**2 + 2*T*S*h*T*D
-    Differs       The published weights were trained with a slip: the second stage takes y~ itself as its
-                  value, and W_v is never used. project_values=False is that.
-    Copy with     attend, attend_per_frame, count_class_tokens
+    Differs       1. The published weights were trained with a slip: the second stage takes y~ itself as its
+                     value, and W_v is never used. project_values=False is that.
+                  2. As released, the Nystrom and Performer branches stop on an error of shapes.
+    Copy with     attend, count_class_tokens, attend_per_frame
     """
     T, H, W = grid
+    C = count_class_tokens(q, grid, k, v)
     B, h, N, d = q.shape
-    C = count_class_tokens(q, grid)
     class_token = attend(q[:, :, :C], k, v)  # (B, h, C, d)
     y = first_stage(q[:, :, C:], k[:, :, C:], v[:, :, C:], T)  # (B, h, N - C, T, d)
     own = y.unflatten(2, (T, H * W)).diagonal(dim1=2, dim2=4)  # (B, h, H*W, d, T), what its own frame gave
@@ -574,13 +573,13 @@ def most_orthogonal_subset(x, count, start=0, criterion="max"):
     Cost          (count - 1)*n*d        for every leading index
     """
     with torch.no_grad():
-        x = F.normalize(x, dim=-1)
+        x = F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
         picked = [torch.full(x.shape[:-2], start, device=x.device)]
         score = torch.zeros(x.shape[:-1], device=x.device, dtype=x.dtype)
         for _ in range(count - 1):
             last = picked[-1].unsqueeze(-1)
             newest = x.gather(-2, last.unsqueeze(-1).expand(*last.shape, x.shape[-1]))
-            cosine = (x @ newest.transpose(-1, -2)).squeeze(-1).abs()
+            cosine = (x * newest).sum(dim=-1).abs()
             score = torch.maximum(score, cosine) if criterion == "max" else score + cosine
             score = score.scatter(-1, last, torch.inf)  # never twice
             picked.append(score.argmin(dim=-1))
@@ -597,19 +596,21 @@ def choose_prototypes(
     queries_only  candidates are the queries and keys (Motionformer's algorithm 1), or the queries (its code)
     oversample    how many candidates to draw per prototype, so that choosing costs the same for any N (the
                   paper's c); None takes all, as its code does
+
+    Copy with     most_orthogonal_subset, segment_means
     """
     x = q if queries_only else torch.cat([q, k], dim=2)
     n, P = x.shape[2], min(prototypes, q.shape[2])
-    if P < 1:
-        raise ValueError(f"prototypes={prototypes} of {q.shape[2]} tokens: at least one of each is needed")
+    known = choice in ("orthogonal", "random", "segments") and criterion in ("max", "sum")
+    if not known or P < 1 or (oversample is not None and oversample < 1):
+        given = f"prototypes={prototypes} of {n}, choice={choice!r}, criterion={criterion!r}, {oversample=}"
+        raise ValueError(f"{given}: use numbers >= 1; orthogonal, random or segments; max or sum")
     if choice == "segments":
         return segment_means(x, P)
     i = torch.arange(n, device=x.device) + 104729
     shuffle = (i * i % 1000003 * i % 1000003).argsort(stable=True)  # the same in every call
     if choice == "random":
         return x[:, :, shuffle[:P]]
-    if choice != "orthogonal":
-        raise ValueError(f"choice={choice!r} is unknown; choose orthogonal, random or segments")
     if oversample is not None:
         x = x[:, :, shuffle[: oversample * P]]
     picked = most_orthogonal_subset(x, P, criterion=criterion)
@@ -662,6 +663,8 @@ def segment_means(x, count):
     x (B, h, n, d) -> (B, h, count, d)
     """
     n = x.shape[2]
+    if not 1 <= count <= n:
+        raise ValueError(f"{count} means of {n} tokens: use at least one, and no more than there are tokens")
     short = n // count
     shorter = (short + 1) * count - n  # how many stretches are short
     head, tail = x[:, :, : shorter * short], x[:, :, shorter * short :]
@@ -711,8 +714,6 @@ def nystrom_per_frame(q, k, v, T, landmarks=128, iterations=6):
     """Trajectory attention's first stage over segment means, which span time and are shared by all frames.
 
     q, k, v (B, h, T*S, d) -> (B, h, T*S, T, d)
-
-    Differs       As released, this branch of Motionformer's code stops on an error of shapes.
     """
     by_place = (rearrange(x, "B h (T S) d -> B h (S T) d", T=T) for x in (q, k))
     q_means, k_means = (segment_means(x, min(landmarks, x.shape[2])) for x in by_place)
@@ -856,7 +857,7 @@ def favor_features(x, projection, over, eps=1e-6):
     ratio: the maximum of W x' over the axes `over`, (-1,) for queries, (-2, -1) for keys, which share one.
     """
     x = x * x.shape[-1] ** -0.25
-    logits = x @ projection.T
+    logits = x @ projection.T.to(x.dtype)
     logits = logits - logits.amax(dim=over, keepdim=True).detach() - x.square().sum(dim=-1, keepdim=True) / 2
     return (logits.exp() + eps) * len(projection) ** -0.5
 
@@ -887,8 +888,6 @@ class PerformerAttention(Attention):
 
 
 class PerformerTrajectoryAttention(TrajectoryAttention):
-    """Trajectory attention with random features (as released, this branch stops on an error of shapes)."""
-
     def __init__(self, dim, heads, *args, features=256, **options):
         super().__init__(dim, heads, *args, **options)
         self.register_buffer("projection", orthogonal_projection(features, dim // heads))
@@ -1063,7 +1062,7 @@ class StochasticDepth(nn.Module):
     def forward(self, x):
         if not self.training or self.rate == 0.0:
             return x
-        keep = torch.rand(len(x), 1, 1, device=x.device) >= self.rate
+        keep = torch.rand(x.shape[0], 1, 1, device=x.device) >= self.rate
         return x * keep / (1.0 - self.rate)
 
 
@@ -1179,8 +1178,8 @@ class VideoTransformer(nn.Module):
     model.forward_features(video) -> tokens (B, C + T*S, D) after the last norm (T = 1 with merge_frames)
 
     attention     a name in ATTENTION or a list of steps, where partial(Step, option=...) sets an option
-    num_frames    frames of the video, and image_size its height and width (an int or a pair): they size the
-                  position tables; other sizes are welcome in a call
+    num_frames    frames of a video, and image_size its height and width: for the position tables, not the
+                  call
     patch_size    an int, (rows, columns), or (frames, rows, columns) for tubelets
     patch_stride  of the same kinds; patches overlap where it is smaller
     position      "none", "space", "time", "separate" or "joint", see PositionEmbedding
@@ -1248,7 +1247,7 @@ class VideoTransformer(nn.Module):
         x, grid = self.patches(video)
         if self.class_token is not None:
             C = grid[0] if self.class_token_kind == "frame" else 1
-            x = torch.cat([self.class_token.expand(len(x), C, -1), x], dim=1)
+            x = torch.cat([self.class_token.expand(x.shape[0], C, -1), x], dim=1)
         x = self.dropout(self.position(x, grid))
         for block in self.blocks:
             x = block(x, grid)
