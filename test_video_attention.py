@@ -1930,6 +1930,104 @@ class TestErrors:
             va.preset("timesfomer")
 
 
+# ==== COMMENTS THAT ARE EXECUTED ============================================================================
+
+
+def shape_comments():
+    """{line: (statement, shape)} for all statements of the file that end in a comment like  # (B, h, N, d)"""
+    source = Path(va.__file__).read_text()
+    comments = {}
+    for n, line in enumerate(source.splitlines(), 1):
+        found = re.search(r"\S.*  # (\((?:[^()]|\([^()]*\))*\))", line)
+        if found:
+            comments[n] = found.group(1)
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.Assign, ast.Return))]
+    return {node.lineno: (node, comments[node.end_lineno]) for node in nodes if node.end_lineno in comments}
+
+
+class ShapeChecker:
+    """Traces every call into the file and compares each shape comment with the tensors its line has made."""
+
+    def __init__(self):
+        self.comments, self.reached, self.wrong = shape_comments(), set(), set()
+
+    def __call__(self, frame, event, argument):
+        code = frame.f_code
+        inside = code.co_filename == str(va.__file__) and not code.co_name.startswith("<")  # no generators
+        return self.trace() if inside else None
+
+    def trace(self):
+        last = None
+
+        def step(frame, event, argument):
+            nonlocal last
+            if event in ("line", "return") and last in self.comments:
+                self.compare(last, frame, argument if event == "return" else None)
+            last = frame.f_lineno if event == "line" else None
+            return step
+
+        return step
+
+    def compare(self, line, frame, returned):
+        statement, comment = self.comments[line]
+        if isinstance(statement, ast.Return):
+            made = [returned]
+        else:
+            nodes = [node for target in statement.targets for node in ast.walk(target)]
+            made = [frame.f_locals[node.id] for node in nodes if isinstance(node, ast.Name)]
+        if not all(isinstance(x, torch.Tensor) for x in made):
+            return  # the line before has raised, or this is another statement's return
+        self.reached.add(line)
+        try:
+            expected = eval(comment, {"min": min, "len": len}, dict(frame.f_locals))
+        except NameError as error:
+            expected = error
+        for x in made:
+            if tuple(x.shape) != expected:
+                self.wrong.add(f"line {line}: # {comment} is {expected}, the tensor {tuple(x.shape)}")
+
+    def run(self):
+        sys.settrace(self)
+        try:
+            torch.manual_seed(SEED)
+            for name in SCHEMES:
+                model = tiny(name, head="temporal")
+                model(torch.randn(1, 3, 6, 16, 24))
+            slip = [partial(va.TrajectoryAttention, project_values=False)]
+            for attention, options in (
+                (slip, dict(head="mean", merge_frames=True)),
+                ("space", dict(class_token="clip", patch_size=(2, 4, 8), dim=40)),
+                ("local_global", dict(class_token="none", head="mean", image_size=(24, 40))),
+            ):
+                tiny(attention, **options)(torch.randn(3, 3, 6, 16, 24))
+            va.central_frame_kernel(torch.randn(7, 3, 4, 4), 5)
+        finally:
+            sys.settrace(None)
+
+
+class TestShapeComments:
+    def test_every_comment_is_true_and_reached(self):
+        checker = ShapeChecker()
+        checker.run()
+        assert not checker.wrong, "\n".join(sorted(checker.wrong))
+        unreached = sorted(set(checker.comments) - checker.reached)
+        assert not unreached, f"no run reached the comments of lines {unreached}"
+        print(f"{len(checker.comments)} shape comments executed")
+
+    def test_a_false_comment_is_found(self):
+        """Swapping T and S, or H and W, in any comment that names both is noticed."""
+        for a, b in (("H", "W"), ("N", "C"), ("h", "B"), ("T", "h")):
+            checker = ShapeChecker()
+            swapped = set()
+            for line, (statement, comment) in checker.comments.items():
+                turned = re.sub(rf"\b({a}|{b})\b", lambda m: b if m.group() == a else a, comment)
+                if a in comment and b in comment and "H*W" not in comment:
+                    checker.comments[line] = (statement, turned)
+                    swapped.add(line)
+            checker.run()
+            assert {int(re.match(r"line (\d+)", text).group(1)) for text in checker.wrong} == swapped
+
+
 class TestFile:
     """What a visitor finds."""
 

@@ -387,6 +387,7 @@ def pooled_attention(q, k, v, grid, stride=(1, 2, 2)):
     Differs       MViT pools by a learned depthwise convolution and a norm, and may pool the queries too.
     Copy with     attend, count_class_tokens
     """
+    T, H, W = grid
     C = count_class_tokens(q, grid, k, v)
     B, h, N, d = q.shape
     if len(stride) != 3 or min(stride) < 1:
@@ -1253,6 +1254,7 @@ class VideoTransformer(nn.Module):
             x = block(x, grid)
         if self.merge_frames:
             T, H, W = grid
+            B, N, D = x.shape
             C = count_class_tokens(x, grid)
             class_token = x[:, :C].mean(dim=1, keepdim=True)[:, :C]  # (B, min(C, 1), D)
             x = torch.cat([class_token, x[:, C:].unflatten(1, (T, H * W)).mean(dim=1)], dim=1)
