@@ -959,6 +959,59 @@ class TestPerformer(Ladder):
             same(y[:, :, :, t], weights @ v[:, :, frame] / weights.sum(-1, keepdim=True))
 
 
+# ==== WHAT THE PAPERS PROMISE ===============================================================================
+
+
+def macs_of(function, grid, *arguments, **options):
+    """Counted multiply-accumulates of a pure function on q, k, v of this grid, without class tokens."""
+    q, k, v = (torch.empty(1, h, math.prod(grid), d, device="meta") for _ in range(3))
+    arguments = [x.to("meta") for x in arguments]
+    return counted(lambda: function(q, k, v, grid, *arguments, **options))
+
+
+class TestGrowth:
+    """How the cost grows when there are more frames, or more patches in a frame."""
+
+    small, longer, finer = (4, 6, 8), (8, 6, 8), (4, 12, 8)
+
+    def test_mixing_costs_what_space_attention_costs(self):
+        for grid in (self.small, self.longer, self.finer):
+            assert macs_of(va.mixing_attention, grid) == macs_of(va.space_attention, grid)
+
+    def test_joint_attention_is_quadratic(self):
+        for grid in (self.longer, self.finer):
+            assert macs_of(va.joint_attention, grid) == 4 * macs_of(va.joint_attention, self.small)
+
+    def test_approximations_are_linear(self):
+        """Twice the tokens, twice the cost; for Nystrom beside what its small matrix costs whatever N is."""
+        projection, prototypes = torch.empty(13, d), torch.empty(1, h, 11, d)
+        for function, *fixed in (
+            (va.linear_attention,),
+            (va.performer_attention, projection),
+            (va.orthoformer_attention, prototypes),
+        ):
+            for grid in (self.longer, self.finer):
+                assert macs_of(function, grid, *fixed) == 2 * macs_of(function, self.small, *fixed)
+        nystrom = partial(va.nystrom_attention, landmarks=11)
+        matrix = 2 * 11**2 * D + 24 * h * 11**3
+        for grid in (self.longer, self.finer):
+            assert macs_of(nystrom, grid) - matrix == 2 * (macs_of(nystrom, self.small) - matrix)
+
+    def test_trajectories_are_quadratic_in_frames_and_patches(self):
+        layers = nn.Linear(D, D, device="meta"), nn.Linear(D, 2 * D, device="meta")
+        trajectory = partial(va.trajectory_attention, proj_q=layers[0], proj_kv=layers[1])
+        for grid in (self.small, self.longer, self.finer):
+            T, N = grid[0], math.prod(grid)
+            second_stage = 3 * N * D**2 + 2 * N * h * T * D
+            assert macs_of(trajectory, grid) - second_stage == macs_of(va.joint_attention, grid)
+
+    def test_dividing_is_cheaper_the_longer_the_clip(self):
+        for grid in (self.small, self.longer, self.finer):
+            divided = macs_of(va.time_attention, grid) + macs_of(va.space_attention, grid)
+            T, S = grid[0], grid[1] * grid[2]
+            assert divided * T * S == macs_of(va.joint_attention, grid) * (T + S)
+
+
 # ==== LINEAR VIDEO TRANSFORMER ==============================================================================
 
 
