@@ -59,6 +59,11 @@ def load_subject():
 
 
 va = load_subject()
+sys.path.insert(0, str(HERE))
+try:
+    from tiny_data import CLASSES, image_path_ceiling, moving_objects
+except ImportError:
+    moving_objects = None  # grading another file needs this one alone
 
 # ==== TOOLS =================================================================================================
 
@@ -2266,6 +2271,77 @@ def test_golden(name, dtype):
 
 def test_golden_cases_are_there():
     assert CASES, f"no cases in {GOLDEN}"
+
+
+# ==== THE DATA ==============================================================================================
+
+
+@pytest.mark.skipif(moving_objects is None, reason="tiny_data is not here")
+class TestMovingObjects:
+    """Nothing but the order of the frames tells right from left."""
+
+    @pytest.mark.parametrize("split", ["plain", "camera"])
+    def test_file_is_what_the_generator_makes(self, split):
+        arrays = np.load(HERE / "tiny_data" / "moving_objects.npz")
+        clips = moving_objects(len(arrays[f"{split}_label"]), seed=0, camera=split == "camera")
+        video = torch.from_numpy(arrays[f"{split}_video"].astype(np.float32)) / 127.5 - 1
+        assert torch.equal(clips.video, video)
+        assert torch.equal(clips.label, torch.from_numpy(arrays[f"{split}_label"]))
+        assert torch.equal(clips.path, torch.from_numpy(arrays[f"{split}_path"]))
+
+    @pytest.mark.parametrize("camera", [False, True])
+    def test_the_other_label_is_the_clip_backwards(self, camera):
+        """So a bag of frames is the same for both labels, bit for bit, and its ceiling is one half."""
+        clips = moving_objects(64, seed=SEED, camera=camera)
+        twins = moving_objects(64, seed=SEED, camera=camera, labels=1 - clips.label)
+        assert torch.equal(twins.video, clips.video.flip(2)) and torch.equal(twins.path, clips.path.flip(1))
+        assert torch.equal(twins.label, 1 - clips.label)
+        assert not torch.equal(twins.video, clips.video)
+
+    @pytest.mark.parametrize("camera", [False, True])
+    def test_every_frame_has_the_same_statistics_under_both_labels(self, camera):
+        """Brightness, contrast and place of the object, frame by frame, to four standard errors."""
+        clips = moving_objects(4000, seed=SEED, camera=camera)
+        label = clips.label.bool()
+        for t in range(clips.video.shape[2]):
+            frame, place = clips.video[:, :, t].flatten(1), clips.path[:, t]
+            angle = 2 * math.pi * place / clips.video.shape[-1]  # places on a torus have no mean, waves do
+            for x in (frame.mean(1), frame.std(1), frame[:, 0], *angle.sin().T, *angle.cos().T):
+                error = (x[label].var() / label.sum() + x[~label].var() / (~label).sum()).sqrt()
+                assert (x[label].mean() - x[~label].mean()).abs() < 4 * error
+
+    def test_the_object_goes_where_the_label_says(self):
+        clips = moving_objects(64, seed=SEED)
+        step = (clips.path.diff(dim=1)[..., 1] + 8) % 16 - 8  # columns a frame, on a torus of 16
+        direction = torch.where(clips.label == CLASSES.index("right"), 1.0, -1.0)
+        assert torch.equal(step, direction[:, None].expand_as(step))
+        assert (clips.path.diff(dim=1)[..., 0] == 0).all()
+
+    def test_the_path_is_where_the_object_is(self):
+        """The object is the brighter texture: around its centre there is more light than anywhere else."""
+        clips = moving_objects(64, seed=SEED, camera=True)
+        light = clips.video.mean(1)
+        rows, columns = (clips.path[..., axis].round().long() % 16 for axis in (0, 1))
+        batch, frame = torch.arange(64)[:, None], torch.arange(clips.video.shape[2])
+        near = [(rows + dy, columns + dx) for dy in (-1, 0) for dx in (-1, 0)]
+        there = torch.stack([light[batch, frame, y % 16, x % 16] for y, x in near]).mean(0)
+        assert (there > light.mean((2, 3))).all()
+
+    def test_ceiling_of_the_path_in_the_image(self):
+        """The best guess from the steps of the object in the image, by drawing camera walks until it
+        settles."""
+        clips = moving_objects(8000, seed=SEED, camera=True)
+        steps = ((clips.path.diff(dim=1)[..., 1] + 8) % 16).long()
+        seen = steps @ torch.tensor([1, 100, 10_000])
+        votes = {}
+        for key, label in zip(seen.tolist(), clips.label.tolist()):
+            votes.setdefault(key, [0, 0])[label] += 1
+        best = sum(max(pair) for pair in votes.values()) / 8000
+        assert abs(best - image_path_ceiling()) < 0.02 and image_path_ceiling() < 0.9
+
+    def test_seeds(self):
+        first, again, other = (moving_objects(8, seed=seed).video for seed in (1, 1, 2))
+        assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 class TestErrors:
