@@ -58,7 +58,6 @@ PAPERS      on arXiv: TimeSformer 2102.05095, Motionformer 2106.05392, X-ViT 210
 """
 
 import math
-import pickle
 import re
 import warnings
 from functools import partial
@@ -1344,13 +1343,10 @@ RENAMES = [  # in this order; {last} is the last step of a block, {out} the last
 
 
 def read_weights(source):
-    """A path, or what a file held -> {key: tensor}. Only weights are read: a file with code in it is
+    """A path, or what a file held -> {key: tensor}. Only weights are read; torch refuses a file with code."""
     refused."""
     if not isinstance(source, dict):
-        try:
-            source = torch.load(source, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise ValueError(f"{source} holds more than weights, which could run code: not read") from error
+        source = torch.load(source, map_location="cpu", weights_only=True)
     for wrapping in ("model_state", "state_dict", "model"):
         source = source[wrapping] if isinstance(source.get(wrapping), dict) else source
     tensors = {key: value for key, value in source.items() if isinstance(value, torch.Tensor)}
