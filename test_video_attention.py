@@ -1952,6 +1952,13 @@ class TestReleased:
         assert "qkv.weight is (24, 72), not (72, 24)" in message
         assert "missing blocks.1.mlp.fc2.bias" in message and "unexpected extra.weight" in message
 
+    @pytest.mark.parametrize("kept", [8, 20, 48])
+    def test_truncated_file_is_refused(self, kept):
+        """With the first keys of a file all that should follow them is listed, down to the classifier."""
+        state = dict(list(self.state().items())[:kept])
+        with pytest.raises(ValueError, match="missing.*head.classify.0.bias"):
+            va.from_released("timesformer", state, heads=3)
+
     @pytest.mark.parametrize("family", ["motionformer", "xvit", "lvt", "vivit"])
     def test_wrong_family_is_refused(self, family):
         with pytest.raises(ValueError):

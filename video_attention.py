@@ -1344,7 +1344,6 @@ RENAMES = [  # in this order; {last} is the last step of a block, {out} the last
 
 def read_weights(source):
     """A path, or what a file held -> {key: tensor}. Only weights are read; torch refuses a file with code."""
-    refused."""
     if not isinstance(source, dict):
         source = torch.load(source, map_location="cpu", weights_only=True)
     for wrapping in ("model_state", "state_dict", "model"):
@@ -1384,14 +1383,16 @@ def renamed(weights):
 
 
 def inferred(family, weights, image_size=224):
-    """VideoTransformer's arguments as far as the renamed weights tell; image_size is only for a joint table.
-    """
+    """VideoTransformer's arguments as far as the renamed weights tell; image_size is for a joint table."""
     D, channels, frames, rows, columns = weights["patches.proj.weight"].shape
     head = sorted(key for key in weights if re.fullmatch(r"head\.classify\.\d\.weight", key))
-    depth = 1 + max(int(key.split(".")[1]) for key in weights if key.startswith("blocks."))
+    depth = 1 + max((int(key.split(".")[1]) for key in weights if key.startswith("blocks.")), default=-1)
     options = dict(dim=D, depth=depth, heads=max(1, D // 64), channels=channels)
-    options |= dict(patch_size=(frames, rows, columns), num_classes=len(weights[head[-1]]))
-    options |= dict(mlp_ratio=len(weights["blocks.0.mlp.fc1.weight"]) / D)
+    options |= dict(patch_size=(frames, rows, columns))
+    if "blocks.0.mlp.fc1.weight" in weights:
+        options |= dict(mlp_ratio=len(weights["blocks.0.mlp.fc1.weight"]) / D)
+    if head:
+        options |= dict(num_classes=len(weights[head[-1]]))
     if len(head) > 1:
         options |= dict(head_mlp="tanh" if len(head) == 2 else "gelu", head_hidden=len(weights[head[-2]]))
     time, place = weights.get("position.time"), weights.get("position.place")
@@ -1445,8 +1446,7 @@ def load(model, weights, source):
 
 
 def from_released(family, state_dict, **overrides):
-    """A model in eval mode with released weights in it: from_released("timesformer",
-    "TimeSformer_K400.pyth").
+    """A model in eval mode with released weights: from_released("timesformer", "TimeSformer_K400.pyth").
 
     family        "timesformer" (the authors' files or Hugging Face's), "motionformer", "xvit", "lvt", or
                   "vivit" (Hugging Face's)
@@ -1455,8 +1455,7 @@ def from_released(family, state_dict, **overrides):
                   heads (64 channels each), attention=[partial(MixingAttention, whole_heads=True, moved=0.5)]
                   for X-ViT on Something-Something, patch_stride for LVT, image_size for a joint table
 
-    ValueError lists every key that is missing, unexpected or misshapen; only what `never_used` names is
-    dropped.
+    ValueError lists every key that is missing, unexpected or misshapen; only `never_used` is dropped.
     """
     if family not in ("timesformer", "motionformer", "xvit", "lvt", "vivit"):
         raise ValueError(f"family={family!r} is unknown; use timesformer, motionformer, xvit, lvt or vivit")
@@ -1475,8 +1474,7 @@ def load_image_weights(model, state_dict):
     """Start a video model from an image transformer (timm's keys) as the papers do -> model.
 
     Its patch kernel goes to the central frame of a tubelet, its attention to every step, its table of places
-    is resized, and the time table stays at zero. What an image model does not have stays as it was; so does
-    the head.
+    is resized. What it does not have, like the table of times, stays as it was, and so does the head.
     """
     image = renamed(read_weights(state_dict))
     weights = model.state_dict()
