@@ -168,9 +168,10 @@ class Attention(nn.Module):
 
     With zero_init one more D x D layer follows, which init_weights sets to zero: a block of several steps
     then starts as if it had only the last, divided attention as an image transformer whose time branch grows
-    from nothing (TimeSformer's released code; the paper does not mention the layer but counts its
-    parameters). A mechanism that skips_class_token leaves it as it was: not even a bias reaches it.
+    from nothing. A mechanism that skips_class_token leaves it as it was: not even a bias reaches it.
 
+    Differs       TimeSformer's paper does not mention that layer but counts its parameters. Its code drops
+                  whole branches before the layer, this file after it, as everywhere.
     Cost          4*N*D**2        beside the mechanism's own; 5*N*D**2 with zero_init
     """
 
@@ -571,6 +572,7 @@ def most_orthogonal_subset(x, count, start=0, criterion="max"):
     running score per candidate is all that has to be kept.
 
     Cost          (count - 1)*n*d        for every leading index
+    Differs       The paper and its code start from a random one, so that eval would not repeat itself.
     """
     with torch.no_grad():
         x = F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
@@ -1116,7 +1118,8 @@ class Block(nn.Module):
 class TemporalAttentionHead(nn.Module):
     """X-ViT's temporal attention: a new class token and the T frames in one more transformer layer.
 
-    x (B, T, D), a token per frame -> (B, D). There are no positions here; the frames carry their own.
+    x (B, T, D), a token per frame -> (B, D). There are no positions here; the frames carry their own. As in
+    the code it is a whole block, where the paper has the new token alone attend.
     """
 
     def __init__(self, dim, heads):
@@ -1136,7 +1139,7 @@ class Head(nn.Module):
     pool          "class"     the class token, or the mean of the frames' class tokens
                   "mean"      the mean of the patches
                   "temporal"  a TemporalAttentionHead over the frames' class tokens, or patch means
-    mlp           None        a linear layer
+    mlp           None        a linear layer (TimeSformer's code; its paper has a hidden one)
                   "tanh"      linear, tanh, linear (Motionformer)
                   "gelu"      norm, linear, GELU, dropout, linear (X-ViT, LVT)
     """
