@@ -2400,6 +2400,60 @@ class TestErrors:
             va.SpaceAttention(24, 0)
 
 
+# ==== COPYING ===============================================================================================
+
+
+def definitions():
+    """{name: node} of all functions and classes of the file, in its order."""
+    tree = ast.parse(Path(va.__file__).read_text())
+    return {node.name: node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+
+
+def needed_by(name, known):
+    """The definitions of the file without which `name` does not run, found in its text and theirs."""
+    needed, left = set(), [name]
+    while left:
+        used = {node.id for node in ast.walk(known[left.pop()]) if isinstance(node, ast.Name)} & known.keys()
+        left += used - needed
+        needed |= used
+    return needed - {name}
+
+
+def copied_with(function):
+    """The names on the "Copy with" line of a docstring."""
+    line = re.search(r"^ *Copy with +(.*)$", function.__doc__, re.M)
+    return line.group(1).split(", ")
+
+
+MECHANISMS = [name for name in definitions() if name.endswith("_attention")]
+
+
+class TestCopying:
+    @pytest.mark.parametrize("name", MECHANISMS)
+    def test_copy_with_is_exactly_what_is_needed(self, name):
+        names = copied_with(getattr(va, name))
+        assert set(names) == needed_by(name, definitions())
+        assert len(set(names) - {"attend", "count_class_tokens"}) <= 2
+
+    @pytest.mark.parametrize("name", MECHANISMS)
+    def test_the_copied_text_runs_alone(self, name):
+        known, source = definitions(), Path(va.__file__).read_text()
+        wanted = {name, *copied_with(getattr(va, name))}
+        text = "import math\nimport torch\nimport torch.nn as nn\nimport torch.nn.functional as F\n"
+        text += "from einops import rearrange, reduce, repeat\n\n"
+        parts = [ast.get_source_segment(source, node) for key, node in known.items() if key in wanted]
+        text += "\n\n".join(parts)
+        alone = {}
+        exec(text, alone)
+        q, k, v = qkv(C=1)
+        extra = {
+            "orthoformer_attention": [k[:, :, :9]],
+            "performer_attention": [randn(13, d)],
+            "trajectory_attention": [nn.Linear(D, D).double(), nn.Linear(D, 2 * D).double()],
+        }.get(name, [])
+        same(alone[name](q, k, v, GRID, *extra), getattr(va, name)(q, k, v, GRID, *extra), 0)
+
+
 # ==== COMMENTS THAT ARE EXECUTED ============================================================================
 
 
