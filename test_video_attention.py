@@ -4,6 +4,7 @@
     pytest -k Trajectory                         one mechanism
     VIDEO_ATTENTION=student.py pytest            the same questions, put to another file
     VA_SEED=1 pytest                             with other random numbers
+    python test_video_attention.py mutate        with mistakes in the file, each of which must turn a test red
 
 Every mechanism climbs the same ladder. It equals an ORACLE written here in plain loops over (t, y, x), which
 shares no code with the file; it SEES exactly the patches that its paper says, found by gradients; it COSTS
@@ -22,6 +23,7 @@ import pickle
 import re
 import subprocess
 import sys
+import tempfile
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -2584,3 +2586,237 @@ class TestFile:
         code = "import sys; sys.path.insert(0, sys.argv[1]); import video_attention"
         run = subprocess.run([sys.executable, "-W", "error", "-c", code, str(HERE)], capture_output=True)
         assert (run.returncode, run.stdout, run.stderr) == (0, b"", b"")
+
+
+# ==== MUTATIONS =============================================================================================
+
+# One-line edits of the file: the line as it is and below it a plausible mistake. Each by itself must turn a
+# test red:  python test_video_attention.py mutate  tries them all in some minutes, "mutate 12" every twelfth.
+MUTATIONS = r"""
+scores = torch.einsum("...id,...jd->...ij", q, k) / math.sqrt(q.shape[-1])
+    scores = torch.einsum("...id,...jd->...ij", q, k)
+weights = scores.softmax(dim=-1)
+    weights = scores.softmax(dim=-2)
+class_token = class_token.mean(dim=2, keepdim=True)
+    class_token = class_token.sum(dim=2, keepdim=True)
+class_tokens = torch.stack([x[:, :, :C] for x in found]).mean(dim=0)
+    class_tokens = torch.stack([x[:, :, :C] for x in found]).sum(dim=0)
+patches = patches[:, :, torch.cat(boxes).argsort()]
+    patches = patches[:, :, torch.cat(boxes) - C]
+if heads < 1 or dim % heads != 0:
+    if dim % heads != 0:
+self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+    self.qkv = nn.Linear(dim, 3 * dim)
+self.proj = nn.Linear(dim, dim)
+    self.proj = nn.Linear(dim, dim, bias=False)
+self.zero = nn.Linear(dim, dim) if zero_init else None
+    self.zero = nn.Linear(dim, dim, bias=False) if zero_init else None
+qkv = rearrange(self.qkv(x), "B N (three h d) -> three B h N d", three=3, h=self.heads)
+    qkv = rearrange(self.qkv(x), "B N (h d three) -> three B h N d", three=3, h=self.heads)
+x = self.dropout(self.proj(rearrange(x, "B h N d -> B N (h d)")))
+    x = self.dropout(self.proj(rearrange(x, "B h N d -> B N (d h)")))
+return attend_within_frames(q, k, v, grid, "B h (T H W) d -> (B T) h (H W) d")
+    return attend_within_frames(q, k, v, grid, "B h (H T W) d -> (B T) h (H W) d")
+places = "B h (T H W) d -> (B H W) h T d"
+    places = "B h (H W T) d -> (B H W) h T d"
+rows = slice(0, (H + 1) // 2), slice((H + 1) // 2, H)
+    rows = slice(0, H // 2), slice(H // 2, H)
+columns = slice(0, (W + 1) // 2), slice((W + 1) // 2, W)
+    columns = slice(0, (H + 1) // 2), slice((H + 1) // 2, W)
+every_other = slice(0, None, 2), slice(1, None, 2)
+    every_other = slice(0, None, 2), slice(2, None, 2)
+boxes = [(t, y, x) for t in every_other for y in every_other for x in every_other]
+    boxes = [(t, y, x) for t in [slice(0, None)] for y in every_other for x in every_other]
+return attend_within_frames(q, k, v, grid, "B h (T H W) d -> (B T H) h W d")
+    return attend_within_frames(q, k, v, grid, "B h (T W H) d -> (B T H) h W d")
+for axis, step in zip((2, 3, 4), stride):
+    for axis, step in zip((4, 3, 2), stride):
+patches = torch.stack([part.mean(dim=axis) for part in patches.split(step, dim=axis)], dim=axis)
+    patches = torch.stack([part.sum(dim=axis) for part in patches.split(step, dim=axis)], dim=axis)
+if step.count(0) == 2:
+    if step.count(0) == 3:
+steps = [(sign * i, 0, 0) for i in range(1, window + 1) for sign in (1, -1)]
+    steps = [(sign * i, 0, 0) for i in range(1, window + 1) for sign in (-1, 1)]
+L = q.shape[2]
+    L = k.shape[2]
+own = y.unflatten(2, (T, H * W)).diagonal(dim1=2, dim2=4)
+    own = y.unflatten(2, (H * W, T)).diagonal(dim1=3, dim2=4)
+w_k, w_v = rearrange(proj_kv.weight, "(two h d) D -> two h d D", two=2, h=h)
+    w_k, w_v = rearrange(proj_kv.weight, "(h two d) D -> two h d D", two=2, h=h)
+weights = (torch.einsum("BIhD,BITD->BIhT", q, y) / math.sqrt(d)).softmax(dim=-1)
+    weights = (torch.einsum("BIhD,BITD->BIhT", q, y)).softmax(dim=-1)
+def __init__(self, dim, heads, *args, project_values=True, **options):
+    def __init__(self, dim, heads, *args, project_values=False, **options):
+look = partial(self.first_stage, **options)
+    look = self.first_stage
+return trajectory_attention(q, k, v, grid, self.proj_q, self.proj_kv, look, self.project_values)
+    return trajectory_attention(q, k, v, grid, self.proj_q, self.proj_kv, look)
+score = torch.maximum(score, cosine) if criterion == "max" else score + cosine
+    score = torch.minimum(score, cosine) if criterion == "max" else score + cosine
+picked.append(score.argmin(dim=-1))
+    picked.append(score.argmax(dim=-1))
+x = x[:, :, shuffle[: oversample * P]]
+    x = x[:, :, shuffle[:P]]
+picked = most_orthogonal_subset(x, P, criterion=criterion)
+    picked = most_orthogonal_subset(x, P)
+return attend(q, prototypes, attend(prototypes, k, v))
+    return attend(q, k, attend(prototypes, k, v)[:, :, :1].expand_as(v))
+found = rearrange(attend_per_frame(prototypes, k, v, T), "B h P T d -> B h P (T d)")
+    found = rearrange(attend_per_frame(prototypes, k, v, T), "B h P T d -> B h P (d T)")
+return orthoformer_per_frame(q, k, v, T, choose_prototypes(q, k, **options))
+    return orthoformer_per_frame(q, k, v, T, choose_prototypes(q, k))
+shorter = (short + 1) * count - n
+    shorter = count - n // count
+Z = 0.25 * Z @ (13 * I - AZ @ (15 * I - AZ @ (7 * I - AZ)))
+    Z = 0.25 * Z @ (15 * I - AZ @ (15 * I - AZ @ (7 * I - AZ)))
+return attend(q, k_means, inverse @ attend(q_means, k, v))
+    return attend(q, q_means, inverse @ attend(q_means, k, v))
+def nystrom_per_frame(q, k, v, T, landmarks=128, iterations=6):
+    def nystrom_per_frame(q, k, v, T, landmarks=8, iterations=6):
+by_place = (rearrange(x, "B h (T S) d -> B h (S T) d", T=T) for x in (q, k))
+    by_place = (rearrange(x, "B h (T S) d -> B h (T S) d", T=T) for x in (q, k))
+def attend_linearly(q, k, v, eps=1e-6):
+    def attend_linearly(q, k, v, eps=1e-5):
+if I * J * (M + d) < (I + J) * M * d:
+    if I * J < (I + J) * d:
+return F.relu(x) + x.shape[-1] ** -0.5
+    return F.relu(x + x.shape[-1] ** -0.5)
+x = torch.cat([q, k, v], dim=-1)
+    x = torch.cat([k, q, v], dim=-1)
+return g_q * q, g_k * k
+    return g_k * q, g_q * k
+x = rearrange(x, "B h (n T H W) d -> (B n) T H W (h d)", n=stretches, H=H, W=W)
+    x = rearrange(x, "B h (T n H W) d -> (B n) T H W (h d)", n=stretches, H=H, W=W)
+return rearrange(x, "(B n) T H W (h d) -> B h (n T H W) d", n=stretches, h=h)
+    return rearrange(x, "(B n) T H W (d h) -> B h (n T H W) d", n=stretches, h=h)
+lengths = torch.randn(features, d).norm(dim=1, keepdim=True)
+    lengths = torch.rand(features, d).norm(dim=1, keepdim=True)
+x = x * x.shape[-1] ** -0.25
+    x = x * x.shape[-1] ** -0.5
+return (logits.exp() + eps) * len(projection) ** -0.5
+    return logits.exp() * len(projection) ** -0.5
+k = favor_features(k, projection, over=(-2, -1))
+    k = favor_features(k, projection, over=(-1,))
+return attend_linearly(q, k, v, eps=0.0)
+    return attend_linearly(q, k, v)
+k = favor_features(k, self.projection, over=(-2, -1))
+    k = favor_features(k, self.projection, over=(-1,))
+"divided": [TimeAttention, SpaceAttention],
+    "divided": [SpaceAttention, TimeAttention],
+"local_global": [LocalAttention, GlobalAttention],
+    "local_global": [GlobalAttention, LocalAttention],
+"axial": [TimeAttention, WidthAttention, HeightAttention],
+    "axial": [TimeAttention, HeightAttention, WidthAttention],
+"mixing_summary": [partial(MixingAttention, summary=True)],
+    "mixing_summary": [MixingAttention],
+"linear_fixation": [partial(LinearAttention, fixation="shared")],
+    "linear_fixation": [LinearAttention],
+partial(LinearAttention, axis="time", fixation="shared", neighbours=True),
+    partial(LinearAttention, axis="time", fixation="shared"),
+partial(LinearAttention, axis="space", fixation="shared", neighbours=True),
+    partial(LinearAttention, axis="time", fixation="shared", neighbours=True),
+PER_FRAME = ("space", "mixing", "summary", "mixing_summary")
+    PER_FRAME = ("space", "summary", "mixing_summary")
+padding = [size // 2 for size in patch_size] if self.overlap else 0
+    padding = [(size - 1) // 2 for size in patch_size] if self.overlap else 0
+self.norm = nn.LayerNorm(dim) if self.overlap else nn.Identity()
+    self.norm = nn.Identity()
+return self.norm(rearrange(x, "B D T H W -> B (T H W) D")), (T, H, W)
+    return self.norm(rearrange(x, "B D T H W -> B (H W T) D")), (T, H, W)
+if size < patch or (size % patch != 0 and not self.overlap):
+    if size < patch or (size % patch != 0):
+inflated[:, :, frames // 2] = kernel
+    inflated[:, :, (frames - 1) // 2] = kernel
+if how == "repeat" and len(new) == 1:
+    if len(new) == 1:
+return table[:, torch.arange(new[0], device=table.device) % old[0]]
+    return table[:, torch.arange(new[0], device=table.device).clamp(max=old[0] - 1)]
+patches = patches + resize_table(self.place[:, self.c :], self.grid, grid, self.resize)
+    patches = patches + resize_table(self.place[:, self.c :], self.grid, grid)
+places = resize_table(self.place[:, self.c :], self.grid[1:], (H, W), self.resize)
+    places = resize_table(self.place[:, self.c :], self.grid[1:], (H, W))
+patches = patches + places.repeat(1, T, 1)
+    patches = patches + places.repeat_interleave(T, dim=1)
+class_tokens = class_tokens + self.place[:, : self.c]
+    class_tokens = class_tokens
+time = resize_table(self.time, self.grid[:1], (T,), self.resize)
+    time = resize_table(self.time, self.grid[:1], (T,))
+patches = patches + time.repeat_interleave(H * W, dim=1)
+    patches = patches + time.repeat(1, H * W, 1)
+class_tokens = class_tokens + time if self.class_has_time else class_tokens
+    class_tokens = class_tokens + time[:, : len(class_tokens[0])]
+return x * keep / (1.0 - self.rate)
+    return x * keep
+self.depthwise = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden) if depthwise else None
+    self.depthwise = nn.Conv2d(hidden, hidden, 3, padding=1) if depthwise else None
+self.gelu = nn.GELU(approximate=gelu)
+    self.gelu = nn.GELU()
+self.norms = nn.ModuleList(nn.LayerNorm(dim, eps=eps) for step in steps)
+    self.norms = nn.ModuleList(nn.LayerNorm(dim) for step in steps)
+self.block = Block(dim, [JointAttention(dim, heads, qkv_bias=False)], MLP(dim, 4 * dim), eps=1e-5)
+    self.block = Block(dim, [JointAttention(dim, heads, qkv_bias=False)], MLP(dim, 4 * dim))
+"tanh": [nn.Linear(dim, hidden), nn.Tanh(), nn.Linear(hidden, num_classes)],
+    "tanh": [nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, num_classes)],
+nn.init.zeros_(module.bias)
+    nn.init.ones_(module.bias)
+nn.init.zeros_(module.zero.weight)
+    nn.init.ones_(module.zero.weight)
+x = self.dropout(self.position(x, grid))
+    x = self.dropout(x)
+sizes = (1, size, size) if isinstance(size, int) else (1,) * (3 - len(size)) + tuple(size)
+    sizes = (1, size, size) if isinstance(size, int) else tuple(size) + (1,) * (3 - len(size))
+LVT_HEAD = dict(head="mean", head_mlp="gelu", head_hidden=768)
+    LVT_HEAD = dict(head="mean", head_mpl="gelu", head_hidden=768)
+"vivit": dict(attention="joint", num_frames=32, position="joint", **TUBELETS),
+    "vivit": dict(attention="joint", num_frames=32, **TUBELETS),
+return VideoTransformer(**PRESETS[name] | overrides)
+    return VideoTransformer(**overrides | PRESETS[name])
+last = int(any("temporal_att" in key for key in weights))
+    last = 0
+out = 2 if "pre_logits.fc.weight" in weights else 0
+    out = 0
+parts = [result.pop(key.replace("query", name)) for name in ("query", "key", "value")]
+    parts = [result.pop(key.replace("query", name)) for name in ("key", "query", "value")]
+return dict(attention="joint", gelu="tanh")
+    return dict(attention="joint")
+wrong += [f"unexpected {key}" for key in weights if key not in own]
+    wrong += []
+value = central_frame_kernel(value.squeeze(2), own.shape[2])
+    value = value.expand_as(own)
+return dict(attention=attention, resize="nearest", merge_frames=attention == "space")
+    return dict(attention=attention, resize="smooth", merge_frames=attention == "space")
+slip = [partial(TrajectoryAttention, project_values=False)]
+    slip = [TrajectoryAttention]
+"""
+
+
+def mutate(every):
+    """Run the tests on every `every`-th mutation of the file; the exit status is the number of survivors."""
+    lines = Path(va.__file__).read_text().splitlines()
+    bare = [re.sub(r"  # .*$", "", line).strip() for line in lines]
+    texts = [line.strip() for line in MUTATIONS.strip().splitlines()]
+    mutations = list(zip(texts[::2], texts[1::2]))[::every]
+    slow = "compiles or exports or overfits or TestFile or ShapeComments or Copying or MovingObjects"
+    command = [sys.executable, "-m", "pytest", "-xqp", "no:cacheprovider", __file__, "-k", f"not ({slow})"]
+    survivors = 0
+    with tempfile.TemporaryDirectory() as folder:
+        mutant = Path(folder) / "mutant.py"
+        for number, (old, new) in enumerate(mutations, 1):
+            assert bare.count(old) == 1, f"the file has {bare.count(old)} lines like: {old}"
+            place = bare.index(old)
+            indent = lines[place][: len(lines[place]) - len(lines[place].lstrip())]
+            mutant.write_text("\n".join([*lines[:place], indent + new, *lines[place + 1 :]]) + "\n")
+            environment = os.environ | {"VIDEO_ATTENTION": str(mutant)}
+            run = subprocess.run(command, env=environment, capture_output=True, text=True)
+            red = re.search(r"^(?:FAILED|ERROR) \S+?::(\S+)", run.stdout, re.M)
+            verdict = red.group(1) if red else "red" if run.returncode else "SURVIVED"
+            survivors += run.returncode == 0
+            print(f"{number:3} of {len(mutations)}, line {place + 1:4}: {new}\n{'':10} {verdict}", flush=True)
+    print(f"{len(mutations) - survivors} passed, {survivors} failed")
+    return survivors
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] != ["mutate"]:
+        sys.exit("usage: python test_video_attention.py mutate [every]   (the tests themselves: pytest)")
+    sys.exit(mutate(int(sys.argv[2]) if len(sys.argv) > 2 else 1))
