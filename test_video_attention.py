@@ -1064,6 +1064,10 @@ class TestPerformer(Ladder):
     def test_wrong_grid_is_named(self):
         """All tokens alike, so any grid will do."""
 
+    def test_is_its_explicit_kernel_matrix(self):
+        q, k, v = qkv(C=1)
+        same(self.call(q, k, v, GRID), self.oracle(q, k, v, GRID), 1e-12)
+
     def test_features_multiply_to_the_exponential(self):
         """phi(q) . phi(k) = exp(q . k / sqrt(d)) on average; the stabilisers c are put back by hand."""
         q, k = 0.5 * randn(5, d), 0.5 * randn(7, d)
@@ -1485,6 +1489,11 @@ class TestBackbone:
     def test_stacked_steps_of_ones_own(self):
         """A scheme is a list: here axial attention without time, with an option for pooled attention."""
         model = tiny([va.WidthAttention, partial(va.PooledAttention, stride=(3, 2, 1))])
+        assert model(torch.randn(VIDEO)).shape == (2, 5)
+
+    def test_summary_tokens_in_another_scheme(self):
+        """Divided attention whose second step also hears a word from every frame."""
+        model = tiny([va.TimeAttention, va.SummaryAttention], head="temporal")
         assert model(torch.randn(VIDEO)).shape == (2, 5)
 
 
