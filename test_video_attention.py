@@ -1929,6 +1929,22 @@ class TestReleased:
         assert (len(model.blocks), model.position.grid, model.patches.patch_size) == (2, (4, 4, 4), (1, 8, 8))
         assert model(torch.randn(1, 3, 4, 32, 32)).shape == (1, 5)
 
+    def test_what_no_tensor_tells_is_the_usual_of_the_release(self):
+        """How tables are resized, the MLP's GELU, the share of mixed channels, LVT's overlap of patches."""
+        for name, family, resize in (
+            ("timesformer_divided", "timesformer", "nearest"),
+            ("timesformer_space", "timesformer", "nearest"),
+            ("motionformer_trajectory_orig", "motionformer", "smooth"),
+            ("xvit_vit_16f_seg8", "xvit", "repeat"),
+            ("lvt_model_16f_seg8", "lvt", "repeat"),
+        ):
+            model = va.from_released(family, self.state(name), heads=2)
+            assert model.position.resize == resize, name
+            assert model.merge_frames == (name == "timesformer_space")
+        assert model.patches.proj.stride == (1, 7, 7)  # 7/8 of a patch of 8, as 14 of 16
+        mixing = va.from_released("xvit", self.state("xvit_vit_16f_seg8"), heads=2).blocks[0].steps[0]
+        assert mixing.options == dict(whole_heads=True, moved=0.25, segment=8)
+
     @pytest.mark.parametrize("nesting", ["model_state", "state_dict", "model", "prefix", "file"])
     def test_unwraps(self, nesting, tmp_path):
         state, expected = self.state(), va.from_released("timesformer", self.state(), heads=3).state_dict()
