@@ -22,7 +22,7 @@ NOTATION    in shapes, in einops patterns and in costs
 SKELETON    each mechanism is
     1. a pure function of q, k and v (B, h, C + T*S, d), projected and split into heads, and of the grid, that
        returns the same shape;
-    2. a module that holds the projections: module(x, (T, H, W)) x (B, C + T*S, D) -> the same shape.
+    2. a module that holds the projections: module(x, (T, H, W)), x (B, C + T*S, D) -> the same shape.
     In a picture Q is the patch that asks and # what it sees, in four frames of 4 x 6 patches. Cost counts the
     multiply-accumulates for one clip beside the projections, with c = min(C, 1). Differs says where paper,
     released code and this file part; Copy with names what has to come along into another project.
@@ -91,7 +91,7 @@ def attend(q, k, v, return_weights=False):
 
 # ==== GROUPS OF TOKENS: many mechanisms are exact attention, but inside small groups ========================
 def count_class_tokens(x, grid, *others):
-    """C, the number of class tokens in x (..., C + T*S, d); ValueError if it or others like it do not fit."""
+    """C, how many class tokens x (..., C + T*S, d) has; ValueError if it, or others beside it, do not fit."""
     T, H, W = grid
     C = x.shape[-2] - T * H * W
     if min(grid) < 1 or C not in (0, 1, T):
@@ -109,8 +109,8 @@ def attend_within_frames(q, k, v, grid, pattern, kernel=attend, summary=False):
     q, k, v (B, h, C + T*S, d) -> the same shape. "B h (T H W) d -> (B T H) h W d" makes every row a group. A
     class token joins every group of its frame, and what it becomes is the mean of what its copies found; a
     clip's only class token is copied into every frame in this way. With `summary` the mean of every frame's
-    patches joins the keys and values of every group. `kernel` is what attends in a group. On the
-    right of the pattern the batch begins with "(B T".
+    patches joins the keys and values of every group. `kernel` is what attends in a group. Groups are of one
+    frame: on the right of the pattern the batch begins with "(B T".
     """
     T, H, W = grid
     C = count_class_tokens(q, grid, k, v)
@@ -147,7 +147,7 @@ def attend_in_boxes(q, k, v, grid, boxes):
     C = count_class_tokens(q, grid, k, v)
     B, h, N, d = q.shape
     number = torch.arange(N, device=q.device)  # (N,)
-    place = number[C:].view(grid)
+    place = number[C:].view(grid)  # (*grid,)
     boxes = [place[box].flatten() for box in boxes]
     boxes = [box for box in boxes if len(box) > 0]  # an axis of length one has no second half
     found = []
@@ -443,8 +443,8 @@ def mixing_attention(q, k, v, grid, window=1, moved=0.5, whole_heads=False, summ
 
     Class token   One per frame, mixed like the patches; a clip's only one is copied into every frame.
     Cost          2*T*(S + c)**2*D        what space attention costs
-    Differs       1. The paper mixes channels of every head; the released code slices the joined heads, so
-                     that whole heads look ahead and others back (whole_heads). The order of parts is its own.
+    Differs       1. The paper mixes channels of every head; the released models slice the joined heads, so
+                     that whole heads look ahead and others back (whole_heads). The order of parts is theirs.
                   2. The released Kinetics models mix within segments of 8 of a clip's 16 frames (segment).
                   3. Summary tokens, see there, are in the paper only (summary).
     Copy with     attend, count_class_tokens, attend_within_frames, borrow
@@ -799,13 +799,13 @@ def borrow_from_neighbours(x, grid, steps, share, segment=None):
     """
     T, H, W = grid
     B, h, N, d = x.shape
-    stretches = T // (segment or T)
-    if N != T * H * W or stretches * (segment or T) != T:
+    length = T if segment is None else segment
+    if N != T * H * W or length < 1 or T % length:
         given = f"{N} tokens on the grid {tuple(grid)} with segment={segment}"
         raise ValueError(f"{given}: needs T*H*W patches, no class tokens, and a segment that divides T")
-    x = rearrange(x, "B h (n T H W) d -> (B n) T H W (h d)", n=stretches, H=H, W=W)
+    x = rearrange(x, "B h (n t H W) d -> (B n) t H W (h d)", t=length, H=H, W=W)
     x = borrow(x, steps, share)
-    return rearrange(x, "(B n) T H W (h d) -> B h (n T H W) d", n=stretches, h=h)  # (B, h, N, d)
+    return rearrange(x, "(B n) t H W (h d) -> B h (n t H W) d", n=T // length, h=h)  # (B, h, N, d)
 
 
 class LinearAttention(Attention):
@@ -813,7 +813,7 @@ class LinearAttention(Attention):
 
     fixation      None, "shared" (one gate) or "separate" (one for q, one for k)
     neighbours    borrow channels of k and v: a sixteenth from each of the eight around for the time axis, one
-                  part in `divisor` from the next and the previous frame for the space axis (2 / moved)
+                  part in `divisor` from the next and the previous frame for the space axis (2 / moved there)
     """
 
     def __init__(self, dim, heads, *args, axis="joint", fixation=None, **options):
@@ -1181,8 +1181,7 @@ class VideoTransformer(nn.Module):
     model.forward_features(video) -> tokens (B, C + T*S, D) after the last norm (T = 1 with merge_frames)
 
     attention     a name in ATTENTION or a list of steps, where partial(Step, option=...) sets an option
-    num_frames    frames of a video, and image_size its height and width: for the position tables, not the
-                  call
+    num_frames    frames of a video, and image_size its height and width, which size the position tables only
     patch_size    an int, (rows, columns), or (frames, rows, columns) for tubelets
     patch_stride  of the same kinds; patches overlap where it is smaller
     position      "none", "space", "time", "separate" or "joint", see PositionEmbedding
@@ -1302,7 +1301,7 @@ PRESETS = {
     "motionformer_hr": MOTIONFORMER,  # its clips have 336 pixels, its table of places those of 224
     "xvit": XVIT,  # X-ViT, tables 5 and 6
     "xvit_16": XVIT,  # its clips have 16 frames, its table of times 8
-    "vivit": dict(attention="joint", num_frames=32, position="joint", **TUBELETS),  # ViViT, table 2, model 1
+    "vivit": dict(attention="joint", num_frames=32, position="joint", gelu="tanh", **TUBELETS),  # table 2
     "lvt": dict(attention="lvt", dim=512, heads=8, zero_init=False, **LVT_PATCHES, **LVT_HEAD),  # 16 frames
 }
 
@@ -1361,7 +1360,7 @@ def never_used(family, weights):
         tubelets = weights["patch_embed_3d.proj.weight"].shape[2] > 1
         return ["patch_embed." if tubelets else "patch_embed_3d."] + ["pos_embed"] * ("st_embed" in weights)
     if family in ("xvit", "lvt") and "consensus.mlp_head.0.weight" in weights:
-        return ["new_fc."]  # a classifier before the head
+        return ["new_fc.", "base_model.head."]  # a classifier before the head, by either name
     return []
 
 
