@@ -813,7 +813,8 @@ class LinearAttention(Attention):
 
     fixation      None, "shared" (one gate) or "separate" (one for q, one for k)
     neighbours    borrow channels of k and v: a sixteenth from each of the eight around for the time axis, one
-                  part in `divisor` from the next and the previous frame for the space axis (2 / moved there)
+                  part in `divisor` from the next and the previous frame for the space axis, so that mixing's
+                  moved is 2 / divisor
     """
 
     def __init__(self, dim, heads, *args, axis="joint", fixation=None, **options):
