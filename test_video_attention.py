@@ -24,7 +24,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 
@@ -1456,12 +1456,12 @@ class TestBackbone:
         video, label = torch.randn(8, 3, 6, 16, 24), torch.arange(8) % 4
         model = tiny(name, depth=1).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-        for _ in range(60):
+        for _ in range(40):
             loss = nn.functional.cross_entropy(model(video), label)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        assert (model.eval()(video).argmax(1) == label).all(), f"loss {loss:.3f} after 60 steps"
+        assert (model.eval()(video).argmax(1) == label).all(), f"loss {loss:.3f} after 40 steps"
 
     @every_scheme
     def test_every_parameter_learns(self, name):
@@ -1852,6 +1852,7 @@ def plain_second_stage(q, k, v, grid, proj_q, proj_kv, first_stage, project_valu
     return torch.cat([class_token, out], dim=2)
 
 
+@cache
 def full_size(name):
     """Parameters and GMACs of a preset at full size, without memory or time."""
     frames, size = OFFICIAL_SIZES[name][3]
@@ -1882,7 +1883,7 @@ class TestPresets:
         T, N, D = frames // 2, frames // 2 * (size // 16) ** 2, 768
         folded = full_size(name)[1]
         monkeypatch.setattr(va, "trajectory_attention", plain_second_stage)
-        plain = full_size(name)[1]
+        plain = full_size.__wrapped__(name)[1]
         assert abs(plain - OFFICIAL_SIZES[name][2]) < 0.006
         saved = 12 * (2 * N * T * D**2 - 2 * N * D**2 - 2 * N * T * D * (12 - 1)) / 1e9
         assert abs(plain - saved - folded) < 1e-6 and folded < 0.65 * plain
