@@ -80,9 +80,11 @@ def attend(q, k, v, return_weights=False):
 
     Cost          I*J*(d + e)
     """
-    if q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
-        shapes = f"{tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
-        raise ValueError(f"attend needs q (..., I, d), k (..., J, d) and v (..., J, e), got {shapes}")
+    alike = q.shape[:-2] == k.shape[:-2] == v.shape[:-2] and q.shape[-1] == k.shape[-1] > 0
+    one_dtype = q.dtype == k.dtype == v.dtype or torch.is_autocast_enabled(q.device.type)
+    if not (alike and k.shape[-2] == v.shape[-2] > 0 and one_dtype and q.is_floating_point()):
+        given = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in (q, k, v))
+        raise ValueError(f"attend needs q (..., I, d), k (..., J, d), v (..., J, e), one float: got {given}")
     if not return_weights:
         return F.scaled_dot_product_attention(q, k, v)
     scores = torch.einsum("...id,...jd->...ij", q, k) / math.sqrt(q.shape[-1])
@@ -92,15 +94,16 @@ def attend(q, k, v, return_weights=False):
 
 # ==== GROUPS OF TOKENS: many mechanisms are exact attention, but inside small groups ========================
 def count_class_tokens(x, grid, *others):
-    """C, how many class tokens x (..., C + T*S, d) has; ValueError if it, or others beside it, do not fit."""
+    """C, the class tokens of x (B, C + T*S, D), or of q beside k and v; ValueError if they do not fit."""
+    n = 4 if others else 3
+    if any(y.shape != x.shape or y.ndim != n or not y.is_floating_point() for y in (x, *others)):
+        given = ", ".join(f"{tuple(y.shape)} {y.dtype}" for y in (x, *others))
+        raise ValueError(f"needs floats x (B, C + T*S, D), or q, k and v all (B, h, C + T*S, d), got {given}")
     T, H, W = grid
     C = x.shape[-2] - T * H * W
     if min(grid) < 1 or C not in (0, 1, T):
         given = f"{x.shape[-2]} tokens do not fit the grid T={T}, H={H}, W={W}"
         raise ValueError(f"{given}: it takes {T * H * W} patches, not pixels, after 0, 1 or {T} class tokens")
-    if any(other.shape != x.shape for other in others):
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (x, *others))
-        raise ValueError(f"q, k and v must all be (B, h, C + T*S, d), got {shapes}")
     return C
 
 
@@ -113,8 +116,8 @@ def attend_within_frames(q, k, v, grid, pattern, kernel=attend, summary=False):
     patches joins the keys and values of every group. `kernel` is what attends in a group. Groups are of one
     frame: on the right of the pattern the batch begins with "(B T".
     """
-    T, H, W = grid
     C = count_class_tokens(q, grid, k, v)
+    T, H, W = grid
     B, h, N, d = q.shape
     groups = []
     for i, x in enumerate((q, k, v)):
@@ -181,9 +184,9 @@ class Attention(nn.Module):
 
     def __init__(self, dim, heads, dropout=0.0, zero_init=False, qkv_bias=True, **options):
         super().__init__()
-        if heads < 1 or dim % heads != 0:
+        if min(dim, heads) < 1 or heads % 1 or dim % heads != 0:
             raise ValueError(f"width dim={dim} does not divide into heads={heads}; use a multiple of heads")
-        self.heads = heads
+        self.heads = int(heads)  # einops takes 4.0 for 4 in its cache, but fails on it
         self.options = options
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
@@ -191,6 +194,10 @@ class Attention(nn.Module):
         self.zero = nn.Linear(dim, dim) if zero_init else None
 
     def forward(self, x, grid):
+        dtype = getattr(self.qkv.weight, "dtype", x.dtype)  # a quantised layer may have none, or integers
+        mixed = x.dtype != dtype and dtype.is_floating_point and not torch.is_autocast_enabled(x.device.type)
+        if x.ndim != 3 or x.shape[-1] != self.qkv.in_features or mixed:
+            raise ValueError(f"needs (B, N, {self.qkv.in_features}) {dtype}, got {tuple(x.shape)} {x.dtype}")
         C = count_class_tokens(x, grid) if self.skips_class_token else 0
         q, k, v = self.project(x[:, C:])
         out = self.merge(self.mechanism(q, k, v, grid, **self.options))
@@ -266,8 +273,8 @@ def time_attention(q, k, v, grid, kernel=attend):
     Differs       The paper has the class token among the keys; its released code, and this, do not.
     Copy with     attend, count_class_tokens
     """
-    T, H, W = grid
     C = count_class_tokens(q, grid, k, v)
+    T, H, W = grid
     B, h, N, d = q.shape
     places = "B h (T H W) d -> (B H W) h T d"
     q, k, v = (rearrange(x[:, :, C:], places, T=T, H=H, W=W) for x in (q, k, v))  # (B*H*W, h, T, d)
@@ -298,10 +305,10 @@ def local_attention(q, k, v, grid):
                   the global step joins what the cuts part.
     Copy with     attend, count_class_tokens, attend_in_boxes
     """
-    T, H, W = grid
+    H, W = grid[-2:]
     rows = slice(0, (H + 1) // 2), slice((H + 1) // 2, H)
     columns = slice(0, (W + 1) // 2), slice((W + 1) // 2, W)
-    return attend_in_boxes(q, k, v, grid, [(slice(0, T), y, x) for y in rows for x in columns])
+    return attend_in_boxes(q, k, v, grid, [(slice(None), y, x) for y in rows for x in columns])
 
 
 def global_attention(q, k, v, grid):
@@ -388,8 +395,8 @@ def pooled_attention(q, k, v, grid, stride=(1, 2, 2)):
     Differs       MViT pools by a learned depthwise convolution and a norm, and may pool the queries too.
     Copy with     attend, count_class_tokens
     """
-    T, H, W = grid
     C = count_class_tokens(q, grid, k, v)
+    T, H, W = grid
     B, h, N, d = q.shape
     if len(stride) != 3 or min(stride) < 1:
         raise ValueError(f"stride={stride} must be three numbers (frames, rows, columns), none below 1")
@@ -527,8 +534,8 @@ def trajectory_attention(q, k, v, grid, proj_q, proj_kv, first_stage=attend_per_
                   2. As released, the Nystrom and Performer branches stop on an error of shapes.
     Copy with     attend, count_class_tokens, attend_per_frame
     """
-    T, H, W = grid
     C = count_class_tokens(q, grid, k, v)
+    T, H, W = grid
     B, h, N, d = q.shape
     class_token = attend(q[:, :, :C], k, v)  # (B, h, C, d)
     y = first_stage(q[:, :, C:], k[:, :, C:], v[:, :, C:], T)  # (B, h, N - C, T, d)
@@ -575,6 +582,8 @@ def most_orthogonal_subset(x, count, start=0, criterion="max"):
     Differs       The paper and its code start from a random one, so that eval would not repeat itself.
     """
     *leading, n, d = x.shape
+    if not 1 <= count <= n or not 0 <= start < n or criterion not in ("max", "sum"):
+        raise ValueError(f"{count=} of {n}, {start=}, {criterion=}: use 1..{n}, 0..{n - 1}, max or sum")
     with torch.no_grad():
         x = F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1).reshape(-1, n, d)
         cosine = (x @ x.transpose(1, 2)).abs()  # (x.shape[0], n, n)
@@ -604,10 +613,10 @@ def choose_prototypes(
     """
     x = q if queries_only else torch.cat([q, k], dim=2)
     n, P = x.shape[2], min(prototypes, q.shape[2])
-    known = choice in ("orthogonal", "random", "segments") and criterion in ("max", "sum")
+    known = choice in ("orthogonal", "random", "segments")
     if not known or P < 1 or (oversample is not None and oversample < 1):
-        given = f"prototypes={prototypes} of {n}, choice={choice!r}, criterion={criterion!r}, {oversample=}"
-        raise ValueError(f"{given}: use numbers >= 1; orthogonal, random or segments; max or sum")
+        given = f"prototypes={prototypes} of {n}, choice={choice!r}, {oversample=}"
+        raise ValueError(f"{given}: use numbers >= 1; orthogonal, random or segments")
     if choice == "segments":
         return segment_means(x, P)
     i = torch.arange(n, device=x.device) + 104729
@@ -665,9 +674,9 @@ def segment_means(x, count):
 
     x (B, h, n, d) -> (B, h, count, d)
     """
-    n = x.shape[2]
-    if not 1 <= count <= n:
-        raise ValueError(f"{count} means of {n} tokens: use at least one, and no more than there are tokens")
+    n = x.shape[-2]
+    if x.ndim != 4 or not x.is_floating_point() or not 1 <= count <= n:
+        raise ValueError(f"{count} means of {n} in {tuple(x.shape)} {x.dtype}: use 1..n, float (B, h, n, d)")
     short = n // count
     shorter = (short + 1) * count - n  # how many stretches are short
     head, tail = x[:, :, : shorter * short], x[:, :, shorter * short :]
@@ -687,7 +696,7 @@ def iterative_inverse(A, iterations=6, one_scale=False):
     """
     I = torch.eye(A.shape[-1], device=A.device, dtype=A.dtype)
     norm = A.sum(dim=-2, keepdim=True).amax(dim=-1, keepdim=True)
-    Z = A.transpose(-1, -2) / (norm.max() if one_scale else norm)
+    Z = A.transpose(-1, -2) / (norm.max() if one_scale and A.numel() else norm)
     for _ in range(iterations):
         AZ = A @ Z
         Z = 0.25 * Z @ (13 * I - AZ @ (15 * I - AZ @ (7 * I - AZ)))
@@ -707,10 +716,10 @@ def nystrom_attention(q, k, v, grid, landmarks=128, iterations=6, one_scale=Fals
     Differs       Nystromformer adds a convolution of v along the tokens and needs P to divide N.
     Copy with     attend, segment_means, iterative_inverse
     """
-    q_means, k_means = (segment_means(x, min(landmarks, x.shape[2])) for x in (q, k))
+    q_means, k_means = (segment_means(x, min(landmarks, x.shape[-2])) for x in (q, k))
+    found = attend(q_means, k, v)
     scores = q_means @ k_means.transpose(-1, -2) / math.sqrt(q.shape[-1])
-    inverse = iterative_inverse(scores.softmax(dim=-1), iterations, one_scale)
-    return attend(q, k_means, inverse @ attend(q_means, k, v))
+    return attend(q, k_means, iterative_inverse(scores.softmax(dim=-1), iterations, one_scale) @ found)
 
 
 def nystrom_per_frame(q, k, v, T, landmarks=128, iterations=6):
@@ -720,8 +729,8 @@ def nystrom_per_frame(q, k, v, T, landmarks=128, iterations=6):
     """
     by_place = (rearrange(x, "B h (T S) d -> B h (S T) d", T=T) for x in (q, k))
     q_means, k_means = (segment_means(x, min(landmarks, x.shape[2])) for x in by_place)
-    scores = q_means @ k_means.transpose(-1, -2) / math.sqrt(q.shape[-1])
     found = rearrange(attend_per_frame(q_means, k, v, T), "B h P T d -> B h P (T d)")
+    scores = q_means @ k_means.transpose(-1, -2) / math.sqrt(q.shape[-1])
     found = iterative_inverse(scores.softmax(dim=-1), iterations) @ found
     return rearrange(attend(q, k_means, found), "B h I (T d) -> B h I T d", T=T)
 
@@ -746,6 +755,10 @@ def attend_linearly(q, k, v, eps=1e-6):
     Cost          min((I + J)*M*d, I*J*(M + d)) + I*M
     """
     (I, M), (J, d) = q.shape[-2:], v.shape[-2:]
+    alike = q.shape[:-2] == k.shape[:-2] == v.shape[:-2] and k.shape[-2:] == (J, M)
+    if not alike or not (q.dtype == k.dtype == v.dtype or torch.is_autocast_enabled(q.device.type)):
+        given = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in (q, k, v))
+        raise ValueError(f"needs q (..., I, M), k (..., J, M) and v (..., J, d) of one dtype, got {given}")
     total = q @ k.sum(dim=-2).unsqueeze(-1) + eps
     if I * J * (M + d) < (I + J) * M * d:
         return (q @ k.transpose(-1, -2)) @ v / total
@@ -799,12 +812,13 @@ def borrow_from_neighbours(x, grid, steps, share, segment=None):
     the next. For attention in space a frame hears of its neighbours in time, as in X-ViT's released code; for
     attention in time a place hears of the eight around it.
     """
+    C = count_class_tokens(x, grid, x)
     T, H, W = grid
     B, h, N, d = x.shape
     length = T if segment is None else segment
-    if N != T * H * W or length < 1 or T % length:
-        given = f"{N} tokens on the grid {tuple(grid)} with segment={segment}"
-        raise ValueError(f"{given}: needs T*H*W patches, no class tokens, and a segment that divides T")
+    if C > 0 or length < 1 or T % length or not 1 <= share <= h * d // len(steps):
+        given = f"{N} tokens, {grid}, segment={segment}, {len(steps)} shares of {share} in {h * d} channels"
+        raise ValueError(f"{given}: needs no class tokens, a segment that divides T, and shares that fit")
     x = rearrange(x, "B h (n t H W) d -> (B n) t H W (h d)", t=length, H=H, W=W)
     x = borrow(x, steps, share)
     return rearrange(x, "(B n) t H W (h d) -> B h (n t H W) d", n=T // length, h=h)  # (B, h, N, d)
@@ -833,7 +847,7 @@ class LinearAttention(Attention):
         if neighbours and self.axis == "time":
             k, v = (borrow_from_neighbours(x, grid, EIGHT_AROUND, h * d // 16) for x in (k, v))
         if neighbours and self.axis == "space":
-            share = h * d // divisor
+            share = h * d // divisor if divisor else 0
             k, v = (borrow_from_neighbours(x, grid, NEXT_AND_PREVIOUS, share, segment) for x in (k, v))
         kernel = partial(linear_attention, grid=grid, gate_q=self.gate_q, gate_k=self.gate_k)
         if self.axis == "time":
@@ -946,9 +960,10 @@ class PatchEmbedding(nn.Module):
 
     def __init__(self, patch_size, dim, channels=3, stride=None):
         super().__init__()
-        self.patch_size, self.channels, self.overlap = patch_size, channels, stride is not None
-        padding = [size // 2 for size in patch_size] if self.overlap else 0
-        self.proj = nn.Conv3d(channels, dim, patch_size, stride=stride or patch_size, padding=padding)
+        self.patch_size, self.channels, self.overlap = as_sizes(patch_size), channels, stride is not None
+        padding = [size // 2 for size in self.patch_size] if self.overlap else 0
+        stride = as_sizes(stride if self.overlap else patch_size)
+        self.proj = nn.Conv3d(channels, dim, self.patch_size, stride=stride, padding=padding)
         self.norm = nn.LayerNorm(dim) if self.overlap else nn.Identity()
 
     def forward(self, video):
@@ -958,12 +973,13 @@ class PatchEmbedding(nn.Module):
         return self.norm(rearrange(x, "B D T H W -> B (T H W) D")), (T, H, W)
 
     def check(self, video):
-        if video.ndim != 5 or video.shape[1] != self.channels:
+        mixed = video.dtype != self.proj.weight.dtype and not torch.is_autocast_enabled(video.device.type)
+        if video.ndim != 5 or video.shape[1] != self.channels or mixed:
             hint = ""
             if video.ndim == 5 and video.shape[2] == self.channels:
                 hint = "; this looks like (B, T, C, H, W), frames before channels: call video.transpose(1, 2)"
-            wanted = f"(B, {self.channels} channels, frames, height, width)"
-            raise ValueError(f"video must be {wanted}, got {tuple(video.shape)}{hint}")
+            wanted = f"(B, {self.channels} channels, frames, height, width) of {self.proj.weight.dtype}"
+            raise ValueError(f"video must be {wanted}, got {tuple(video.shape)} of {video.dtype}{hint}")
         for name, size, patch in zip(("frames", "height", "width"), video.shape[2:], self.patch_size):
             if size < patch or (size % patch != 0 and not self.overlap):
                 near = max(patch, size // patch * patch)
@@ -979,13 +995,13 @@ class PatchEmbedding(nn.Module):
 
 
 def central_frame_kernel(kernel, frames):
-    """An image model's patch kernel (D, channels, p, p) for tubelets: zeros but for the central frame.
+    """An image model's patch kernel (D, channels, p, q) for tubelets: zeros but for the central frame.
 
-    -> (D, channels, frames, p, p). The tubelet model starts as the image model on the frame at frames // 2 of
+    -> (D, channels, frames, p, q). The tubelet model starts as the image model on the frame at frames // 2 of
     each tubelet: 1.6 points better than an even spread on Kinetics-400 (ViViT, table 1; also Motionformer).
     """
-    D, channels, p, p = kernel.shape
-    inflated = kernel.new_zeros(D, channels, frames, p, p)  # (D, channels, frames, p, p)
+    D, channels, p, q = kernel.shape
+    inflated = kernel.new_zeros(D, channels, frames, p, q)  # (D, channels, frames, p, q)
     inflated[:, :, frames // 2] = kernel
     return inflated
 
@@ -1024,10 +1040,11 @@ class PositionEmbedding(nn.Module):
         T, H, W = grid
         S = H * W
         sizes = {"none": (0, 0), "space": (S, 0), "time": (0, T), "separate": (S, T), "joint": (T * S, 0)}
-        if kind not in sizes:
-            raise ValueError(f"position={kind!r} is unknown; choose one of {', '.join(sizes)}")
-        if resize not in ("smooth", "nearest", "repeat"):
-            raise ValueError(f"resize={resize!r} is unknown; choose smooth, nearest or repeat")
+        if kind not in sizes or resize not in ("smooth", "nearest", "repeat"):
+            given = f"position={kind!r} ({', '.join(sizes)})"
+            raise ValueError(f"{given}, resize={resize!r} (smooth, nearest, repeat): one of these is unknown")
+        if class_token not in ("clip", "frame", "none"):
+            raise ValueError(f"class_token={class_token!r} is unknown; choose clip, frame or none")
         places, frames = sizes[kind]
         self.kind, self.grid, self.resize = kind, (T, H, W), resize
         self.class_has_time = class_token == "frame"
@@ -1036,9 +1053,11 @@ class PositionEmbedding(nn.Module):
         self.time = nn.Parameter(torch.zeros(1, frames, dim)) if frames else None
 
     def forward(self, x, grid):
+        C = count_class_tokens(x, grid)
         T, H, W = grid
         B, N, D = x.shape
-        C = count_class_tokens(x, grid)
+        if C != (own := T if self.class_has_time else self.c):
+            raise ValueError(f"{C} class tokens on {grid}, but class_token= made the tables for {own}")
         class_tokens, patches = x[:, :C], x[:, C:]
         if self.kind == "joint":
             patches = patches + resize_table(self.place[:, self.c :], self.grid, grid, self.resize)
@@ -1061,6 +1080,8 @@ class StochasticDepth(nn.Module):
     def __init__(self, rate):
         super().__init__()
         self.rate = rate
+        if not 0.0 <= rate < 1.0:
+            raise ValueError(f"{rate=} is a share of clips to drop: use 0 or more, but less than 1")
 
     def forward(self, x):
         if not self.training or self.rate == 0.0:
@@ -1161,9 +1182,11 @@ class Head(nn.Module):
         self.classify = nn.Sequential(*layers[mlp])
 
     def forward(self, x, grid):
+        C = count_class_tokens(x, grid)
         T, H, W = grid
         B, N, D = x.shape
-        C = count_class_tokens(x, grid)
+        if self.pool == "class" and C == 0:
+            raise ValueError(f"{N} tokens on {grid} have no class token to classify: use pool='mean'")
         if self.pool == "class":
             x = x[:, :C].mean(dim=1)  # (B, D)
         elif self.pool == "mean":
@@ -1210,12 +1233,11 @@ class VideoTransformer(nn.Module):
         scheme = attention if isinstance(attention, str) else None
         class_token = class_token or CLASS_TOKEN.get(scheme, "clip")
         head = head or ("mean" if class_token == "none" else "class")
-        if class_token not in ("clip", "frame", "none"):
-            raise ValueError(f"class_token={class_token!r} is unknown; choose clip, frame or none")
+        if depth < 0 or min(num_classes, channels, dim, int(dim * mlp_ratio)) < 1:
+            raise ValueError(f"{depth=} >= 0, {num_classes=}, {channels=}, {dim=}, {mlp_ratio=} * dim >= 1")
         if class_token == "none" and head == "class" or class_token != "none" and depthwise:
             raise ValueError(f"class_token={class_token!r}: head='class' needs one, depthwise needs 'none'")
-        stride = None if patch_stride is None else as_sizes(patch_stride)
-        self.patches = PatchEmbedding(as_sizes(patch_size), dim, channels, stride)
+        self.patches = PatchEmbedding(patch_size, dim, channels, patch_stride)
         grid = self.patches.grid((num_frames, *as_sizes(image_size)[1:]))
         self.class_token_kind, self.merge_frames, self.checkpoint = class_token, merge_frames, checkpoint
         self.class_token = None if class_token == "none" else nn.Parameter(torch.zeros(1, 1, dim))
@@ -1274,7 +1296,7 @@ class VideoTransformer(nn.Module):
 
 def as_sizes(size):
     """An int p is (1, p, p), a pair (rows, columns) is (1, rows, columns), a triple with frames is itself."""
-    sizes = (1, size, size) if isinstance(size, int) else (1,) * (3 - len(size)) + tuple(size)
+    sizes = (1, size, size) if isinstance(size, int) else (1,) * (len(size) == 2) + tuple(size)
     if len(sizes) != 3 or min(sizes) < 1:
         raise ValueError(f"size {size} must be an int, (rows, columns) or (frames, rows, columns), all >= 1")
     return sizes
@@ -1435,18 +1457,13 @@ def as_released(family, weights):
 
 def load(model, weights, source):
     """Fill the model, or raise one ValueError that lists all that is missing, unexpected or misshapen."""
-    own = model.state_dict()
-    wrong = [f"missing {key}" for key in own if key not in weights]
-    wrong += [f"unexpected {key}" for key in weights if key not in own]
-    for key in own.keys() & weights.keys():
-        if own[key].shape != weights[key].shape:
-            wrong.append(f"{key} is {tuple(weights[key].shape)}, not {tuple(own[key].shape)}")
-    if wrong:
-        raise ValueError(f"{source} does not fit, {len(wrong)} keys are wrong: " + "; ".join(sorted(wrong)))
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{source} does not fit. {error}") from error
     nan = [key for key, value in weights.items() if value.isnan().any()]
     if nan:
         warnings.warn(f"{source} holds NaN in {', '.join(nan)}")
-    model.load_state_dict(weights)
     return model
 
 
@@ -1483,6 +1500,8 @@ def load_image_weights(model, state_dict):
     """
     image = renamed(read_weights(state_dict))
     weights = model.state_dict()
+    if "patches.proj.weight" not in image:
+        raise ValueError(f"{len(image)} tensors, but not an image transformer's: no patch_embed.proj.weight")
     for key, own in weights.items():
         value = image.get(re.sub(r"(steps|norms)\.\d", r"\1.0", key))
         if value is None or key.startswith("head."):
