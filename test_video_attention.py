@@ -294,7 +294,7 @@ class Ladder:
         with pytest.raises(ValueError, match="5.*9.*7"):
             module(torch.randn(B, math.prod(GRID), D), (5, 9, 7))
         q, k, v = qkv()
-        with pytest.raises(ValueError, match=r"\(2, 3, 140, 6\), \(2, 3, 139, 6\)"):
+        with pytest.raises(ValueError, match=r"\(2, 3, 140, 6\).*\(2, 3, 139, 6\)"):
             self.call(q, k[:, :, 1:], v[:, :, 1:], GRID)
 
 
@@ -2427,6 +2427,149 @@ class TestErrors:
             va.SpaceAttention(24, 0)
 
 
+class TestBadInput:
+    """Of every function and module: it works, or a ValueError says in numbers what is wrong."""
+
+    steps = [step for scheme in va.ATTENTION.values() for step in scheme]
+    extra = {
+        "orthoformer_attention": lambda: [randn(B, h, 9, d)],
+        "performer_attention": lambda: [randn(13, d)],
+        "trajectory_attention": lambda: [nn.Linear(D, D).double(), nn.Linear(D, 2 * D).double()],
+    }
+    grid_free = ("joint", "orthoformer", "nystrom", "linear", "performer")
+    functions = [name for name in vars(va) if name.endswith("_attention")]
+    every_function = pytest.mark.parametrize("name", functions)
+    every_step = pytest.mark.parametrize("step", steps, ids=lambda step: getattr(step, "__name__", str(step)))
+
+    def mechanism(self, name):
+        extra = self.extra.get(name, list)()
+        return lambda q, k, v, grid=GRID: getattr(va, name)(q, k, v, grid, *extra)
+
+    @every_function
+    def test_q_k_and_v_that_do_not_fit_are_refused(self, name):
+        call, (q, k, v) = self.mechanism(name), qkv()
+        wrong = [(q, k.float(), v), (q, k, v.float()), (q, k.long(), v), (q, k, v[:, :, 1:])]
+        wrong += [(q, torch.cat([k, k]), torch.cat([v, v])), (q, torch.cat([k, k], 1), torch.cat([v, v], 1))]
+        if name != "performer_attention":  # whose projection has torch refuse it
+            wrong.append((q, k[..., 1:], v))
+        for tensors in wrong:
+            with pytest.raises(ValueError, match=r"\(\d+, \d+, \d+, \d+\).* torch\."):
+                call(*tensors)
+
+    @every_function
+    def test_grids_that_do_not_fit_are_refused(self, name):
+        if name.removesuffix("_attention") in self.grid_free:
+            return  # to these all tokens are alike
+        for grid in ((5, 9, 7), (5, 28), (5, 4, 7, 1), (5.0, 4.0, 7.0), (-5, -4, 7)):
+            with pytest.raises(ValueError, match="140 tokens|frames"):
+                self.mechanism(name)(*qkv(), grid)
+
+    @every_step
+    def test_tokens_that_do_not_fit_are_refused(self, step):
+        module, x = step(D, h).double(), randn(B, 140, D)
+        for wrong in (x[0], x[None], x[0, 0], x[..., 1:], x.float(), x.half(), x.long()):
+            with pytest.raises(ValueError, match=r"\(B, N, 18\) torch.float64, got \("):
+                module(wrong, GRID)
+
+    @every_step
+    def test_empty_strided_and_differentiable_input_works(self, step):
+        module, x = step(D, h).double(), randn(B, 140, D).requires_grad_()
+        assert module(x[:0], GRID).shape == (0, 140, D)
+        expected = module(x, GRID)
+        same(module(x.mT.contiguous().mT, GRID), expected)
+        expected.sum().backward()
+        assert x.grad.isfinite().all()
+        with torch.device("meta"):
+            assert step(D, h)(torch.empty(B, 140, D), GRID).shape == x.shape
+
+    @every_step
+    @pytest.mark.parametrize("value", [math.nan, math.inf], ids=str)
+    def test_what_sees_a_bad_token_is_not_finite(self, step, value):
+        """And what does not see it stays as it was: the other clip, and every patch out of reach."""
+        module, x = step(D, h).double().eval(), randn(B, 140, D)
+        bad = x.clone()
+        bad[1, 33] = value
+        before, after = module(x, GRID), module(bad, GRID)
+        assert torch.equal(before[0], after[0])
+        assert ((before[1] == after[1]) | ~after[1].isfinite()).all() and not after[1, 33].isfinite().any()
+
+    @every_step
+    def test_autocast_takes_other_floats(self, step):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            for dtype in (torch.float32, torch.bfloat16):
+                assert step(D, h)(torch.randn(B, 140, D).to(dtype), GRID).isfinite().all()
+
+    @every_step
+    def test_heads_that_do_not_divide_are_refused(self, step):
+        for dim, heads in ((18, 4), (18, 0), (18, -3), (0, 3), (-18, 3), (20, 2.5)):
+            with pytest.raises(ValueError, match=f"dim={dim} .*heads={heads}"):
+                step(dim, heads)
+
+    def test_leading_axes_may_be_broadcast(self):
+        q, k, v = qkv()
+        expected = va.attend(q, k[:, :1].expand_as(q), v[:1].expand_as(q))
+        same(va.attend(q, k[:, :1], v[:1]), expected)
+
+    @pytest.mark.parametrize(
+        "call, message",
+        [
+            (lambda x: va.attend(x, x[:, :, :0], x[:, :, :0]), r"\(2, 3, 0, 6\)"),
+            (lambda x: va.attend(x.long(), x.long(), x.long()), "int64"),
+            (lambda x: va.attend(x, x[:, :2], x[:, :2]), r"\(2, 2, 140, 6\)"),
+            (lambda x: va.attend_linearly(x, x[:, :, 1:], x), r"\(2, 3, 139, 6\)"),
+            (lambda x: va.attend_linearly(x, x[:, :2], x[:, :2]), r"\(2, 2, 140, 6\)"),
+            (lambda x: va.attend_linearly(x, x.float(), x), "float32"),
+            (lambda x: va.most_orthogonal_subset(x, 141), "count=141 of 140"),
+            (lambda x: va.most_orthogonal_subset(x, 0), "count=0"),
+            (lambda x: va.most_orthogonal_subset(x, 9, start=140), "start=140"),
+            (lambda x: va.most_orthogonal_subset(x, 9, criterion="mean"), "criterion='mean'"),
+            (lambda x: va.segment_means(x[0], 9), r"\(3, 140, 6\)"),
+            (lambda x: va.segment_means(x.long(), 9), "int64"),
+            (lambda x: va.borrow_from_neighbours(x, GRID, va.NEXT_AND_PREVIOUS, 10), "2 shares of 10 in 18"),
+            (lambda x: va.borrow_from_neighbours(x, (5, 28), va.NEXT_AND_PREVIOUS, 4), r"\(5, 28\)"),
+            (lambda x: va.PositionEmbedding("space", GRID, 6, "none")(x[0, :1], (5, 4, 6)), "140 tokens"),
+            (lambda x: va.PositionEmbedding("time", GRID, 6, "frame")(randn(2, 141, 6), GRID), "^1 class"),
+            (lambda x: va.PositionEmbedding("space", GRID, 6, "none")(randn(2, 141, 6), GRID), "^1 class"),
+            (lambda x: va.PositionEmbedding("time", GRID, 6, "two"), "class_token='two'"),
+            (lambda x: va.Head(6, 9, "class", None, None, 3, 0.0)(x[0], GRID), "140 tokens.*mean"),
+            (lambda x: va.StochasticDepth(1.0), "rate=1.0"),
+            (lambda x: va.StochasticDepth(-0.1), "rate=-0.1"),
+            (lambda x: va.PatchEmbedding((0, 8, 8), 6), r"\(0, 8, 8\)"),
+            (lambda x: va.PatchEmbedding(8, 6, stride=0), "size 0"),
+            (lambda x: va.PatchEmbedding(8, 6)(torch.zeros(1, 3, 2, 8, 8).byte()), "float32, got .*uint8"),
+            (lambda x: va.PatchEmbedding(8, 6)(randn(1, 3, 2, 8, 8)), "float32, got .*float64"),
+            (lambda x: va.load_image_weights(tiny("space"), {"a": x}), "1 tensors.*patch_embed"),
+        ],
+    )
+    def test_helpers(self, call, message):
+        with pytest.raises(ValueError, match=message):
+            call(randn(B, h, 140, d))
+
+    @pytest.mark.parametrize("divisor", [1, 0, -4, 99])
+    def test_shares_that_are_not_there_are_refused(self, divisor):
+        step = va.LinearAttention(D, h, axis="space", neighbours=True, divisor=divisor).double()
+        with pytest.raises(ValueError, match="2 shares of .* in 18 channels"):
+            step(randn(B, 140, D), GRID)
+
+    @pytest.mark.parametrize(
+        "option", ["depth=-1", "num_classes=0", "channels=0", "mlp_ratio=0", "dim=-24", "patch_size=(8,)"]
+    )
+    def test_constructor(self, option):
+        name, value = option.split("=")
+        with pytest.raises(ValueError, match=re.escape(value)):
+            tiny("space", **{name: eval(value)})
+
+    def test_rectangular_kernels_are_inflated(self):
+        kernel = randn(7, 3, 4, 5)
+        same(va.central_frame_kernel(kernel, 3)[:, :, 1], kernel)
+
+    def test_no_clips(self):
+        for name in va.ATTENTION:
+            assert tiny(name, depth=1)(torch.randn(0, *VIDEO[1:])).shape == (0, 5)
+        q = randn(0, h, 140, d)
+        assert va.nystrom_attention(q, q, q, GRID, one_scale=True).shape == q.shape
+
+
 # ==== COPYING ===============================================================================================
 
 
@@ -2628,8 +2771,8 @@ class_tokens = torch.stack([x[:, :, :C] for x in found]).mean(dim=0)
     class_tokens = torch.stack([x[:, :, :C] for x in found]).sum(dim=0)
 patches = patches[:, :, torch.cat(boxes).argsort()]
     patches = patches[:, :, torch.cat(boxes) - C]
-if heads < 1 or dim % heads != 0:
-    if dim % heads != 0:
+if min(dim, heads) < 1 or heads % 1 or dim % heads != 0:
+    if min(dim, heads) < 1 or heads % 1:
 self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
     self.qkv = nn.Linear(dim, 3 * dim)
 self.proj = nn.Linear(dim, dim)
@@ -2694,8 +2837,8 @@ shorter = (short + 1) * count - n
     shorter = count - n // count
 Z = 0.25 * Z @ (13 * I - AZ @ (15 * I - AZ @ (7 * I - AZ)))
     Z = 0.25 * Z @ (15 * I - AZ @ (15 * I - AZ @ (7 * I - AZ)))
-return attend(q, k_means, inverse @ attend(q_means, k, v))
-    return attend(q, q_means, inverse @ attend(q_means, k, v))
+return attend(q, k_means, iterative_inverse(scores.softmax(dim=-1), iterations, one_scale) @ found)
+    return attend(q, q_means, iterative_inverse(scores.softmax(dim=-1), iterations, one_scale) @ found)
 def nystrom_per_frame(q, k, v, T, landmarks=128, iterations=6):
     def nystrom_per_frame(q, k, v, T, landmarks=8, iterations=6):
 by_place = (rearrange(x, "B h (T S) d -> B h (S T) d", T=T) for x in (q, k))
@@ -2742,8 +2885,8 @@ partial(LinearAttention, axis="space", fixation="shared", neighbours=True),
     partial(LinearAttention, axis="time", fixation="shared", neighbours=True),
 PER_FRAME = ("space", "mixing", "summary", "mixing_summary")
     PER_FRAME = ("space", "summary", "mixing_summary")
-padding = [size // 2 for size in patch_size] if self.overlap else 0
-    padding = [(size - 1) // 2 for size in patch_size] if self.overlap else 0
+padding = [size // 2 for size in self.patch_size] if self.overlap else 0
+    padding = [(size - 1) // 2 for size in self.patch_size] if self.overlap else 0
 self.norm = nn.LayerNorm(dim) if self.overlap else nn.Identity()
     self.norm = nn.Identity()
 return self.norm(rearrange(x, "B D T H W -> B (T H W) D")), (T, H, W)
@@ -2788,8 +2931,8 @@ nn.init.zeros_(module.zero.weight)
     nn.init.ones_(module.zero.weight)
 x = self.dropout(self.position(x, grid))
     x = self.dropout(x)
-sizes = (1, size, size) if isinstance(size, int) else (1,) * (3 - len(size)) + tuple(size)
-    sizes = (1, size, size) if isinstance(size, int) else tuple(size) + (1,) * (3 - len(size))
+sizes = (1, size, size) if isinstance(size, int) else (1,) * (len(size) == 2) + tuple(size)
+    sizes = (1, size, size) if isinstance(size, int) else tuple(size) + (1,) * (len(size) == 2)
 LVT_HEAD = dict(head="mean", head_mlp="gelu", head_hidden=768)
     LVT_HEAD = dict(head="mean", head_mpl="gelu", head_hidden=768)
 "vivit": dict(attention="joint", num_frames=32, position="joint", gelu="tanh", **TUBELETS),
