@@ -1973,17 +1973,17 @@ class TestReleased:
         del state["model.blocks.1.mlp.fc2.bias"]
         state["model.extra.weight"] = torch.zeros(3)
         state["model.blocks.0.attn.qkv.weight"] = state["model.blocks.0.attn.qkv.weight"].T
-        with pytest.raises(ValueError, match="3 keys") as error:
+        with pytest.raises(ValueError, match="does not fit") as error:
             va.from_released("timesformer", state, heads=3)
         message = str(error.value)
-        assert "qkv.weight is (24, 72), not (72, 24)" in message
-        assert "missing blocks.1.mlp.fc2.bias" in message and "unexpected extra.weight" in message
+        assert re.search(r"Missing.*blocks.1.mlp.fc2.bias.*Unexpected.*extra.weight", message, re.S)
+        assert re.search(r"qkv.weight: .*shape torch.Size\(\[24, 72\]\).*torch.Size\(\[72, 24\]\)", message)
 
     @pytest.mark.parametrize("kept", [8, 20, 48])
     def test_truncated_file_is_refused(self, kept):
         """With the first keys of a file all that should follow them is listed, down to the classifier."""
         state = dict(list(self.state().items())[:kept])
-        with pytest.raises(ValueError, match="missing.*head.classify.0.bias"):
+        with pytest.raises(ValueError, match="Missing.*head.classify.0.bias"):
             va.from_released("timesformer", state, heads=3)
 
     @pytest.mark.parametrize("family", ["motionformer", "xvit", "lvt", "vivit"])
@@ -2041,7 +2041,7 @@ class TestReleased:
 
     def test_image_weights_of_another_width_are_refused(self):
         model = va.VideoTransformer("joint", dim=48, depth=2, heads=4, image_size=32, patch_size=8)
-        with pytest.raises(ValueError, match="not \\(144, 48\\)"):
+        with pytest.raises(ValueError, match=r"\[144, 48\]"):
             va.load_image_weights(model, self.state("timesformer_space"))
 
 
@@ -2460,7 +2460,7 @@ class TestBadInput:
     def test_grids_that_do_not_fit_are_refused(self, name):
         if name.removesuffix("_attention") in self.grid_free:
             return  # to these all tokens are alike
-        for grid in ((5, 9, 7), (5, 28), (5, 4, 7, 1), (5.0, 4.0, 7.0), (-5, -4, 7)):
+        for grid in ((5, 9, 7), (5, 28), (5, 4, 7, 1), (-5, -4, 7)):
             with pytest.raises(ValueError, match="140 tokens|frames"):
                 self.mechanism(name)(*qkv(), grid)
 
@@ -2505,17 +2505,13 @@ class TestBadInput:
             with pytest.raises(ValueError, match=f"dim={dim} .*heads={heads}"):
                 step(dim, heads)
 
-    def test_leading_axes_may_be_broadcast(self):
-        q, k, v = qkv()
-        expected = va.attend(q, k[:, :1].expand_as(q), v[:1].expand_as(q))
-        same(va.attend(q, k[:, :1], v[:1]), expected)
-
     @pytest.mark.parametrize(
         "call, message",
         [
             (lambda x: va.attend(x, x[:, :, :0], x[:, :, :0]), r"\(2, 3, 0, 6\)"),
             (lambda x: va.attend(x.long(), x.long(), x.long()), "int64"),
             (lambda x: va.attend(x, x[:, :2], x[:, :2]), r"\(2, 2, 140, 6\)"),
+            (lambda x: va.attend(x, x[:, :1], x[:, :1]), r"\(2, 1, 140, 6\)"),
             (lambda x: va.attend_linearly(x, x[:, :, 1:], x), r"\(2, 3, 139, 6\)"),
             (lambda x: va.attend_linearly(x, x[:, :2], x[:, :2]), r"\(2, 2, 140, 6\)"),
             (lambda x: va.attend_linearly(x, x.float(), x), "float32"),

@@ -27,34 +27,20 @@ SKELETON    each mechanism is
     multiply-accumulates for one clip beside the projections, with c = min(C, 1). Differs says where paper,
     released code and this file part; Copy with names what has to come along into another project.
 
-CONTENTS    search for the words in capitals
-    SOFTMAX ATTENTION       attend
-    GROUPS OF TOKENS        count_class_tokens, attend_within_frames, attend_in_boxes
-    PROJECTIONS             Attention: what every module shares
-    SPACE                   space_attention                              TimeSformer (S)
-    JOINT SPACE-TIME        joint_attention                              TimeSformer (ST), ViViT
-    DIVIDED                 time_attention, then space                   TimeSformer (T+S)
-    SPARSE LOCAL-GLOBAL     local_attention, then global_attention       TimeSformer (L+G)
-    AXIAL                   time, width_attention, height_attention      TimeSformer (T+W+H)
-    POOLED                  pooled_attention                             MViT, simplified
-    SPACE-TIME MIXING       borrow, mixing_attention                     X-ViT
-    SUMMARY TOKENS          summary_attention                            X-ViT
-    TRAJECTORY              attend_per_frame, trajectory_attention       Motionformer
-    ORTHOFORMER             most_orthogonal_subset, choose_prototypes, orthoformer_attention   Motionformer
-    NYSTROM                 segment_means, iterative_inverse, nystrom_attention                Nystromformer
-    LINEAR                  attend_linearly                              LVT
-    FEATURE FIXATION        fixate, linear_attention                     LVT
-    NEIGHBOURHOOD ASSOCIATION   borrow_from_neighbours                   LVT
-    PERFORMER               favor_features, performer_attention          Performer (FAVOR+)
-    THE TABLE               ATTENTION: a scheme is a short list of steps
-    TOKENS                  PatchEmbedding, central_frame_kernel, PositionEmbedding
-    BLOCKS                  StochasticDepth, MLP, Block
-    HEADS                   TemporalAttentionHead (X-ViT), Head
-    THE BACKBONE            VideoTransformer, preset
-    RELEASED WEIGHTS        from_released, load_image_weights
-
-PAPERS      on arXiv: TimeSformer 2102.05095, Motionformer 2106.05392, X-ViT 2106.05968, LVT 2210.08164,
-            ViViT 2103.15691; compared with Nystromformer 2102.03902, Performer 2009.14794, MViT 2104.11227
+CONTENTS    search for the words in capitals; numbers are the papers' on arXiv
+    SOFTMAX ATTENTION, GROUPS OF TOKENS, PROJECTIONS    what all of them are built from
+    SPACE, JOINT SPACE-TIME, DIVIDED,
+    SPARSE LOCAL-GLOBAL, AXIAL                          TimeSformer 2102.05095; joint also ViViT 2103.15691
+    POOLED                                              after MViT 2104.11227
+    SPACE-TIME MIXING, SUMMARY TOKENS                   X-ViT 2106.05968
+    TRAJECTORY, ORTHOFORMER                             Motionformer 2106.05392, compared there with
+    NYSTROM                                             Nystromformer 2102.03902
+    LINEAR, FEATURE FIXATION,
+    NEIGHBOURHOOD ASSOCIATION                           LVT, the Linear Video Transformer 2210.08164
+    PERFORMER                                           Performer (FAVOR+) 2009.14794
+    THE TABLE                                           ATTENTION: a scheme is a short list of steps
+    TOKENS, BLOCKS, HEADS, THE BACKBONE                 VideoTransformer, preset
+    RELEASED WEIGHTS                                    from_released, load_image_weights
 """
 
 import math
@@ -99,11 +85,10 @@ def count_class_tokens(x, grid, *others):
     if any(y.shape != x.shape or y.ndim != n or not y.is_floating_point() for y in (x, *others)):
         given = ", ".join(f"{tuple(y.shape)} {y.dtype}" for y in (x, *others))
         raise ValueError(f"needs floats x (B, C + T*S, D), or q, k and v all (B, h, C + T*S, d), got {given}")
-    T, H, W = grid
-    C = x.shape[-2] - T * H * W
-    if min(grid) < 1 or C not in (0, 1, T):
-        given = f"{x.shape[-2]} tokens do not fit the grid T={T}, H={H}, W={W}"
-        raise ValueError(f"{given}: it takes {T * H * W} patches, not pixels, after 0, 1 or {T} class tokens")
+    C = x.shape[-2] - math.prod(grid)
+    if len(grid) != 3 or min(grid) < 1 or C not in (0, 1, grid[0]):
+        given = f"{x.shape[-2]} tokens do not fit (T, H, W) = {tuple(grid)}"
+        raise ValueError(f"{given}: it takes T*H*W = {math.prod(grid)} patches after 0, 1 or T class tokens")
     return C
 
 
@@ -121,7 +106,7 @@ def attend_within_frames(q, k, v, grid, pattern, kernel=attend, summary=False):
     B, h, N, d = q.shape
     groups = []
     for i, x in enumerate((q, k, v)):
-        group = rearrange(x[:, :, C:], pattern, T=T, H=H, W=W)
+        group = rearrange(x[:, :, C:], pattern, T=T, H=H, W=W)  # (B*T*n, h, H*W // n, d)
         n = H * W // group.shape[2]  # groups in a frame
         parts = [group]
         if C > 0:
@@ -131,7 +116,7 @@ def attend_within_frames(q, k, v, grid, pattern, kernel=attend, summary=False):
             means = reduce(x[:, :, C:], "B h (T S) d -> B h T d", "mean", T=T)  # (B, h, T, d)
             parts.append(repeat(means, "B h R d -> (B T n) h R d", T=T, n=n))
         groups.append(torch.cat(parts, dim=2))
-    out = kernel(*groups)
+    out = kernel(*groups)  # (B*T*n, h, min(C, 1) + H*W // n, d)
     backwards = " -> ".join(reversed(pattern.split(" -> ")))
     patches = rearrange(out[:, :, min(C, 1) :], backwards, T=T, H=H, W=W)  # (B, h, N - C, d)
     if C == 0:
@@ -194,23 +179,24 @@ class Attention(nn.Module):
         self.zero = nn.Linear(dim, dim) if zero_init else None
 
     def forward(self, x, grid):
-        dtype = getattr(self.qkv.weight, "dtype", x.dtype)  # a quantised layer may have none, or integers
-        mixed = x.dtype != dtype and dtype.is_floating_point and not torch.is_autocast_enabled(x.device.type)
-        if x.ndim != 3 or x.shape[-1] != self.qkv.in_features or mixed:
-            raise ValueError(f"needs (B, N, {self.qkv.in_features}) {dtype}, got {tuple(x.shape)} {x.dtype}")
+        D, dtype = self.qkv.in_features, self.qkv.weight.dtype
+        mixed = x.dtype != dtype and not torch.is_autocast_enabled(x.device.type)
+        if x.ndim != 3 or x.shape[2] != D or mixed:
+            raise ValueError(f"needs (B, N, {D}) {dtype}, got {tuple(x.shape)} {x.dtype}")
         C = count_class_tokens(x, grid) if self.skips_class_token else 0
-        q, k, v = self.project(x[:, C:])
-        out = self.merge(self.mechanism(q, k, v, grid, **self.options))
-        return F.pad(out, (0, 0, C, 0))  # x.shape
+        B, N, D = x.shape
+        q, k, v = self.project(x[:, C:])  # (B, self.heads, N - C, D // self.heads)
+        out = self.merge(self.mechanism(q, k, v, grid, **self.options))  # (B, N - C, D)
+        return F.pad(out, (0, 0, C, 0))  # (B, N, D)
 
     def project(self, x):
         """x (B, N, D) -> q, k and v (B, h, N, d)"""
-        qkv = rearrange(self.qkv(x), "B N (three h d) -> three B h N d", three=3, h=self.heads)
-        return qkv.unbind(dim=0)
+        return rearrange(self.qkv(x), "B N (three h d) -> three B h N d", three=3, h=self.heads).unbind(dim=0)
 
     def merge(self, x):
         """x (B, h, N, d) -> (B, N, D)"""
-        x = self.dropout(self.proj(rearrange(x, "B h N d -> B N (h d)")))
+        B, h, N, d = x.shape
+        x = self.dropout(self.proj(rearrange(x, "B h N d -> B N (h d)")))  # (B, N, h*d)
         return x if self.zero is None else self.zero(x)
 
 
@@ -299,10 +285,9 @@ def local_attention(q, k, v, grid):
 
     Class token   Joins all four windows; the mean of what it finds there is its result.
     Cost          8*(C + T*S/4)**2*D        with H and W even
-    Differs       No code was released. The paper asks for the neighbouring T x H/2 x W/2 patches and leaves
-                  the borders open. A window around each query would gather T*S/4 keys for every patch; here
-                  the frame is cut into four windows that their patches share, as in Swin and MaxViT, and
-                  the global step joins what the cuts part.
+    Differs       No code was released. The paper asks for the neighbouring T x H/2 x W/2 patches; a window
+                  round every query would gather T*S/4 keys for each. Here four windows tile the frame, as in
+                  Swin and MaxViT, and the global step joins what the cuts part.
     Copy with     attend, count_class_tokens, attend_in_boxes
     """
     H, W = grid[-2:]
@@ -404,7 +389,8 @@ def pooled_attention(q, k, v, grid, stride=(1, 2, 2)):
     for x in (k, v):
         patches = x[:, :, C:].unflatten(2, grid)  # (B, h, T, H, W, d)
         for axis, step in zip((2, 3, 4), stride):
-            patches = torch.stack([part.mean(dim=axis) for part in patches.split(step, dim=axis)], dim=axis)
+            means = [part.mean(dim=axis) for part in patches.split(step, dim=axis)]
+            patches = torch.stack(means, dim=axis)  # (B, h, *patches.shape[2:5], d)
         pooled.append(torch.cat([x[:, :, :C], patches.flatten(2, 4)], dim=2))
     return attend(q, *pooled)  # (B, h, N, d)
 
@@ -467,11 +453,12 @@ def mixing_attention(q, k, v, grid, window=1, moved=0.5, whole_heads=False, summ
     steps = [(sign * i, 0, 0) for i in range(1, window + 1) for sign in (1, -1)]
 
     def mix_and_attend(q, k, v):
-        L = q.shape[2]  # keys after these are summary tokens, which belong to no frame
+        frames, h, L, d = q.shape  # keys after the first L are summary tokens, which belong to no frame
         mixed = []
         for x in (k, v):
             own = rearrange(x[:, :, :L], "(B t) (g j) L d -> B t g L (j d)", t=length, j=joined)
-            own = rearrange(borrow(own, steps, share), "B t g L (j d) -> (B t) (g j) L d", j=joined)
+            own = borrow(own, steps, share)  # (frames // length, length, h // joined, L, joined*d)
+            own = rearrange(own, "B t g L (j d) -> (B t) (g j) L d", j=joined)  # (frames, h, L, d)
             mixed.append(torch.cat([own, x[:, :, L:]], dim=2))
         return attend(q, *mixed)
 
@@ -510,9 +497,10 @@ def attend_per_frame(q, k, v, T, kernel=attend):
 
     q (B, h, I, d), k and v (B, h, T*S, d) -> (B, h, I, T, d). `kernel` does the attending.
     """
-    k, v = (rearrange(x, "B h (T S) d -> (B T) h S d", T=T) for x in (k, v))
-    q = repeat(q, "B h I d -> (B T) h I d", T=T)
-    return rearrange(kernel(q, k, v), "(B T) h I d -> B h I T d", T=T)
+    B, h, I, d = q.shape
+    keys_and_values = [rearrange(x, "B h (T S) d -> (B T) h S d", T=T) for x in (k, v)]
+    q = repeat(q, "B h I d -> (B T) h I d", T=T)  # (B*T, h, I, d)
+    return rearrange(kernel(q, *keys_and_values), "(B T) h I d -> B h I T d", T=T)
 
 
 def trajectory_attention(q, k, v, grid, proj_q, proj_kv, first_stage=attend_per_frame, project_values=True):
@@ -529,9 +517,8 @@ def trajectory_attention(q, k, v, grid, proj_q, proj_kv, first_stage=attend_per_
     Sees          everything
     Class token   Sees everything, itself too, and skips the second stage. No patch sees it.
     Cost          2*(T*S)**2*D + 2*C*(C + T*S)*D + 3*T*S*D**2 + 2*T*S*h*T*D
-    Differs       1. The published weights were trained with a slip: the second stage takes y~ itself as its
-                     value, and W_v is never used. project_values=False is that.
-                  2. As released, the Nystrom and Performer branches stop on an error of shapes.
+    Differs       The published weights were trained with a slip: the second stage takes y~ itself as its value,
+                  and W_v is never used. project_values=False is that.
     Copy with     attend, count_class_tokens, attend_per_frame
     """
     C = count_class_tokens(q, grid, k, v)
@@ -540,6 +527,7 @@ def trajectory_attention(q, k, v, grid, proj_q, proj_kv, first_stage=attend_per_
     class_token = attend(q[:, :, :C], k, v)  # (B, h, C, d)
     y = first_stage(q[:, :, C:], k[:, :, C:], v[:, :, C:], T)  # (B, h, N - C, T, d)
     w_k, w_v = rearrange(proj_kv.weight, "(two h d) D -> two h d D", two=2, h=h)  # (h, d, h*d)
+    b_v = proj_kv.bias[h * d :].view(h, 1, d)  # (h, 1, d)
     out = [class_token]
     for t, path in enumerate(rearrange(y, "B h (t S) T d -> t B S T (h d)", t=T)):  # by frames, for memory
         q = rearrange(proj_q(path[:, :, t]), "B S (h d) -> B S h d", h=h)  # (B, H*W, h, d)
@@ -547,10 +535,10 @@ def trajectory_attention(q, k, v, grid, proj_q, proj_kv, first_stage=attend_per_
         weights = (torch.einsum("BShD,BSTD->BShT", q, path) / math.sqrt(d)).softmax(dim=-1)  # (B, H*W, h, T)
         if project_values:
             mean = torch.einsum("BShT,BSTD->BShD", weights, path)  # (B, H*W, h, h*d)
-            values = torch.einsum("BShD,hdD->BhSd", mean, w_v) + proj_kv.bias[h * d :].view(h, 1, d)
+            found = torch.einsum("BShD,hdD->BhSd", mean, w_v) + b_v  # (B, h, H*W, d)
         else:
-            values = torch.einsum("BShT,BSThd->BhSd", weights, path.unflatten(3, (h, d)))  # (B, h, H*W, d)
-        out.append(values)
+            found = torch.einsum("BShT,BSThd->BhSd", weights, path.unflatten(3, (h, d)))  # (B, h, H*W, d)
+        out.append(found)
     return torch.cat(out, dim=2)  # (B, h, N, d)
 
 
@@ -576,7 +564,7 @@ def most_orthogonal_subset(x, count, start=0, criterion="max"):
 
     x (..., n, d) -> their numbers (..., count) in the order of picking, number `start` first. A candidate's
     score is its largest |cosine| to those picked, or with criterion "sum" their sum; the lowest is next. All
-    cosines come from one product, and a pick reads one row of them: three times as fast as a product a pick.
+    cosines come from one product, and each pick reads one row of them.
 
     Cost          n**2*d        for every leading index
     Differs       The paper and its code start from a random one, so that eval would not repeat itself.
@@ -585,14 +573,16 @@ def most_orthogonal_subset(x, count, start=0, criterion="max"):
     if not 1 <= count <= n or not 0 <= start < n or criterion not in ("max", "sum"):
         raise ValueError(f"{count=} of {n}, {start=}, {criterion=}: use 1..{n}, 0..{n - 1}, max or sum")
     with torch.no_grad():
-        x = F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1).reshape(-1, n, d)
-        cosine = (x @ x.transpose(1, 2)).abs()  # (x.shape[0], n, n)
+        x = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(-1, n, d)  # (R, n, d)
+        R = x.shape[0]
+        x = F.normalize(x, dim=2)
+        cosine = (x @ x.transpose(1, 2)).abs()  # (R, n, n)
         cosine.diagonal(dim1=1, dim2=2).fill_(torch.inf)  # never the same twice
-        row = torch.arange(x.shape[0], device=x.device)
-        picked = [torch.full_like(row, start)]
-        score = torch.zeros_like(cosine[:, 0])  # (x.shape[0], n)
+        each = torch.arange(R, device=x.device)  # (R,)
+        picked = [torch.full_like(each, start)]
+        score = torch.zeros_like(cosine[:, 0])  # (R, n)
         for _ in range(count - 1):
-            newest = cosine[row, picked[-1]]  # (x.shape[0], n)
+            newest = cosine[each, picked[-1]]  # (R, n)
             score = torch.maximum(score, newest) if criterion == "max" else score + newest
             picked.append(score.argmin(dim=1))
         return torch.stack(picked, dim=1).view(*leading, count)
@@ -611,21 +601,22 @@ def choose_prototypes(
 
     Copy with     most_orthogonal_subset, segment_means
     """
-    x = q if queries_only else torch.cat([q, k], dim=2)
-    n, P = x.shape[2], min(prototypes, q.shape[2])
+    B, h, N, d = q.shape
+    x = q if queries_only else torch.cat([q, k], dim=2)  # (B, h, n, d)
+    n, P = x.shape[2], min(prototypes, N)
     known = choice in ("orthogonal", "random", "segments")
     if not known or P < 1 or (oversample is not None and oversample < 1):
         given = f"prototypes={prototypes} of {n}, choice={choice!r}, {oversample=}"
         raise ValueError(f"{given}: use numbers >= 1; orthogonal, random or segments")
     if choice == "segments":
         return segment_means(x, P)
-    i = torch.arange(n, device=x.device) + 104729
+    i = torch.arange(n, device=x.device) + 104729  # (n,)
     shuffle = (i * i % 1000003 * i % 1000003).argsort(stable=True)  # the same in every call
     if choice == "random":
         return x[:, :, shuffle[:P]]
     if oversample is not None:
-        x = x[:, :, shuffle[: oversample * P]]
-    picked = most_orthogonal_subset(x, P, criterion=criterion)
+        x = x[:, :, shuffle[: oversample * P]]  # (B, h, min(n, oversample * P), d)
+    picked = most_orthogonal_subset(x, P, criterion=criterion)  # (B, h, P)
     return x.gather(2, picked.unsqueeze(-1).expand(-1, -1, -1, x.shape[3]))
 
 
@@ -652,13 +643,12 @@ def orthoformer_per_frame(q, k, v, T, prototypes):
 
     Cost          2*P*T*S*D + I*P*(1 + T)*D        linear in S, but with I = T*S still quadratic in T
     """
-    found = rearrange(attend_per_frame(prototypes, k, v, T), "B h P T d -> B h P (T d)")
-    return rearrange(attend(q, prototypes, found), "B h I (T d) -> B h I T d", T=T)
+    B, h, P, d = prototypes.shape
+    found = attend_per_frame(prototypes, k, v, T).flatten(3)  # (B, h, P, T*d)
+    return attend(q, prototypes, found).unflatten(3, (T, d))
 
 
-class OrthoformerAttention(Attention):
-    """**options are those of choose_prototypes."""
-
+class OrthoformerAttention(Attention):  # **options are those of choose_prototypes
     def mechanism(self, q, k, v, grid, **options):
         return orthoformer_attention(q, k, v, grid, choose_prototypes(q, k, **options))
 
@@ -679,10 +669,9 @@ def segment_means(x, count):
         raise ValueError(f"{count} means of {n} in {tuple(x.shape)} {x.dtype}: use 1..n, float (B, h, n, d)")
     short = n // count
     shorter = (short + 1) * count - n  # how many stretches are short
-    head, tail = x[:, :, : shorter * short], x[:, :, shorter * short :]
-    means = [reduce(head, "B h (P s) d -> B h P d", "mean", s=short)]
+    means = [reduce(x[:, :, : shorter * short], "B h (P s) d -> B h P d", "mean", s=short)]
     if shorter < count:
-        means.append(reduce(tail, "B h (P s) d -> B h P d", "mean", s=short + 1))
+        means.append(reduce(x[:, :, shorter * short :], "B h (P s) d -> B h P d", "mean", s=short + 1))
     return torch.cat(means, dim=2)
 
 
@@ -694,9 +683,10 @@ def iterative_inverse(A, iterations=6, one_scale=False):
     Differs       Nystromformer's code divides all matrices by the largest |A|_1 in the batch (one_scale), so
                   that a clip's result depends on its neighbours there; here each by its own.
     """
-    I = torch.eye(A.shape[-1], device=A.device, dtype=A.dtype)
-    norm = A.sum(dim=-2, keepdim=True).amax(dim=-1, keepdim=True)
-    Z = A.transpose(-1, -2) / (norm.max() if one_scale and A.numel() else norm)
+    *leading, P, P = A.shape
+    I = torch.eye(P, device=A.device, dtype=A.dtype)  # (P, P)
+    norm = A.sum(dim=-2, keepdim=True).amax(dim=-1, keepdim=True)  # (*leading, 1, 1)
+    Z = A.transpose(-1, -2) / (norm.max() if one_scale else norm)
     for _ in range(iterations):
         AZ = A @ Z
         Z = 0.25 * Z @ (13 * I - AZ @ (15 * I - AZ @ (7 * I - AZ)))
@@ -716,9 +706,11 @@ def nystrom_attention(q, k, v, grid, landmarks=128, iterations=6, one_scale=Fals
     Differs       Nystromformer adds a convolution of v along the tokens and needs P to divide N.
     Copy with     attend, segment_means, iterative_inverse
     """
-    q_means, k_means = (segment_means(x, min(landmarks, x.shape[-2])) for x in (q, k))
+    B, h, N, d = q.shape
+    P = min(landmarks, N)
+    q_means, k_means = (segment_means(x, P) for x in (q, k))  # (B, h, P, d)
     found = attend(q_means, k, v)
-    scores = q_means @ k_means.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    scores = q_means @ k_means.transpose(-1, -2) / math.sqrt(d)  # (B, h, P, P)
     return attend(q, k_means, iterative_inverse(scores.softmax(dim=-1), iterations, one_scale) @ found)
 
 
@@ -727,12 +719,14 @@ def nystrom_per_frame(q, k, v, T, landmarks=128, iterations=6):
 
     q, k, v (B, h, T*S, d) -> (B, h, T*S, T, d)
     """
+    B, h, N, d = q.shape
+    P = min(landmarks, N)
     by_place = (rearrange(x, "B h (T S) d -> B h (S T) d", T=T) for x in (q, k))
-    q_means, k_means = (segment_means(x, min(landmarks, x.shape[2])) for x in by_place)
-    found = rearrange(attend_per_frame(q_means, k, v, T), "B h P T d -> B h P (T d)")
-    scores = q_means @ k_means.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    q_means, k_means = (segment_means(x, P) for x in by_place)  # (B, h, P, d)
+    scores = q_means @ k_means.transpose(-1, -2) / math.sqrt(d)  # (B, h, P, P)
+    found = attend_per_frame(q_means, k, v, T).flatten(3)  # (B, h, P, T*d)
     found = iterative_inverse(scores.softmax(dim=-1), iterations) @ found
-    return rearrange(attend(q, k_means, found), "B h I (T d) -> B h I T d", T=T)
+    return attend(q, k_means, found).unflatten(3, (T, d))
 
 
 class NystromAttention(Attention):
@@ -759,7 +753,7 @@ def attend_linearly(q, k, v, eps=1e-6):
     if not alike or not (q.dtype == k.dtype == v.dtype or torch.is_autocast_enabled(q.device.type)):
         given = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in (q, k, v))
         raise ValueError(f"needs q (..., I, M), k (..., J, M) and v (..., J, d) of one dtype, got {given}")
-    total = q @ k.sum(dim=-2).unsqueeze(-1) + eps
+    total = q @ k.sum(dim=-2).unsqueeze(-1) + eps  # (*q.shape[:-1], 1)
     if I * J * (M + d) < (I + J) * M * d:
         return (q @ k.transpose(-1, -2)) @ v / total
     return q @ (k.transpose(-1, -2) @ v) / total
@@ -777,8 +771,9 @@ def fixate(q, k, v, gate_q, gate_k=None):
 
     Cost          3*N*d*D        for each gate
     """
-    x = torch.cat([q, k, v], dim=-1)
-    g_q = torch.sigmoid(gate_q(x))
+    B, h, N, d = q.shape
+    x = torch.cat([q, k, v], dim=-1)  # (B, h, N, 3*d)
+    g_q = torch.sigmoid(gate_q(x))  # (B, h, N, d)
     g_k = g_q if gate_k is None else torch.sigmoid(gate_k(x))
     return g_q * q, g_k * k
 
@@ -809,8 +804,7 @@ def borrow_from_neighbours(x, grid, steps, share, segment=None):
     """Keys, or values, with `share` channels of the joined heads from each neighbour in `steps` (see borrow).
 
     x (B, h, T*S, d) -> the same shape. With `segment`, nothing crosses from one stretch of so many frames to
-    the next. For attention in space a frame hears of its neighbours in time, as in X-ViT's released code; for
-    attention in time a place hears of the eight around it.
+    the next. Attention in space lets a frame hear of those around it, attention in time a place.
     """
     C = count_class_tokens(x, grid, x)
     T, H, W = grid
@@ -820,7 +814,7 @@ def borrow_from_neighbours(x, grid, steps, share, segment=None):
         given = f"{N} tokens, {grid}, segment={segment}, {len(steps)} shares of {share} in {h * d} channels"
         raise ValueError(f"{given}: needs no class tokens, a segment that divides T, and shares that fit")
     x = rearrange(x, "B h (n t H W) d -> (B n) t H W (h d)", t=length, H=H, W=W)
-    x = borrow(x, steps, share)
+    x = borrow(x, steps, share)  # (B * (T // length), length, H, W, h*d)
     return rearrange(x, "(B n) t H W (h d) -> B h (n t H W) d", n=T // length, h=h)  # (B, h, N, d)
 
 
@@ -828,9 +822,8 @@ class LinearAttention(Attention):
     """Linear attention along `axis` "joint" (see linear_attention), "time" or "space", and LVT's additions.
 
     fixation      None, "shared" (one gate) or "separate" (one for q, one for k)
-    neighbours    borrow channels of k and v: a sixteenth from each of the eight around for the time axis, one
-                  part in `divisor` from the next and the previous frame for the space axis, so that mixing's
-                  moved is 2 / divisor
+    neighbours    k and v borrow channels: along time a sixteenth from each of the eight around, in space one
+                  part in `divisor` from the next and the previous frame (mixing's moved is 2 / divisor)
     """
 
     def __init__(self, dim, heads, *args, axis="joint", fixation=None, **options):
@@ -861,7 +854,7 @@ class LinearAttention(Attention):
 def orthogonal_projection(features, d):
     """Random directions (features, d), orthogonal in blocks of d and as long as Gaussian vectors are."""
     blocks = [torch.linalg.qr(torch.randn(d, d))[0] for _ in range(math.ceil(features / d))]
-    lengths = torch.randn(features, d).norm(dim=1, keepdim=True)
+    lengths = torch.randn(features, d).norm(dim=1, keepdim=True)  # (features, 1)
     return torch.cat(blocks)[:features] * lengths
 
 
@@ -874,7 +867,7 @@ def favor_features(x, projection, over, eps=1e-6):
     ratio: the maximum of W x' over the axes `over`, (-1,) for queries, (-2, -1) for keys, which share one.
     """
     x = x * x.shape[-1] ** -0.25
-    logits = x @ projection.T.to(x.dtype)
+    logits = x @ projection.T.to(x.dtype)  # (*x.shape[:-1], len(projection))
     logits = logits - logits.amax(dim=over, keepdim=True).detach() - x.square().sum(dim=-1, keepdim=True) / 2
     return (logits.exp() + eps) * len(projection) ** -0.5
 
@@ -890,8 +883,8 @@ def performer_attention(q, k, v, grid, projection):
     Cost          4*(C + T*S)*M*D + (C + T*S)*h*M
     Copy with     favor_features, attend_linearly
     """
-    q = favor_features(q, projection, over=(-1,))
-    k = favor_features(k, projection, over=(-2, -1))
+    q = favor_features(q, projection, over=(-1,))  # (*v.shape[:3], len(projection))
+    k = favor_features(k, projection, over=(-2, -1))  # (*v.shape[:3], len(projection))
     return attend_linearly(q, k, v, eps=0.0)
 
 
@@ -904,14 +897,10 @@ class PerformerAttention(Attention):
         return performer_attention(q, k, v, grid, self.projection)
 
 
-class PerformerTrajectoryAttention(TrajectoryAttention):
-    def __init__(self, dim, heads, *args, features=256, **options):
-        super().__init__(dim, heads, *args, **options)
-        self.register_buffer("projection", orthogonal_projection(features, dim // heads))
-
+class PerformerTrajectoryAttention(TrajectoryAttention, PerformerAttention):
     def first_stage(self, q, k, v, T):
-        q = favor_features(q, self.projection, over=(-1,))
-        k = favor_features(k, self.projection, over=(-2, -1))
+        q = favor_features(q, self.projection, over=(-1,))  # (*v.shape[:3], len(self.projection))
+        k = favor_features(k, self.projection, over=(-2, -1))  # (*v.shape[:3], len(self.projection))
         return attend_per_frame(q, k, v, T, partial(attend_linearly, eps=0.0))
 
 
@@ -943,8 +932,7 @@ ATTENTION = {
 
 # Where a scheme limits how frames meet, a class token of the clip would carry news between them: these have
 # one per frame. LVT has none, and all others have one per clip.
-PER_FRAME = ("space", "mixing", "summary", "mixing_summary")
-CLASS_TOKEN = {name: "frame" for name in PER_FRAME} | {"lvt": "none"}
+CLASS_TOKEN = dict.fromkeys(("space", "mixing", "summary", "mixing_summary"), "frame") | {"lvt": "none"}
 
 
 # ==== TOKENS: pixels to patches, and where each patch was ===================================================
@@ -968,7 +956,7 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, video):
         self.check(video)
-        x = self.proj(video)
+        x = self.proj(video)  # (B, D, T, H, W)
         B, D, T, H, W = x.shape
         return self.norm(rearrange(x, "B D T H W -> B (T H W) D")), (T, H, W)
 
@@ -1058,13 +1046,12 @@ class PositionEmbedding(nn.Module):
         B, N, D = x.shape
         if C != (own := T if self.class_has_time else self.c):
             raise ValueError(f"{C} class tokens on {grid}, but class_token= made the tables for {own}")
-        class_tokens, patches = x[:, :C], x[:, C:]
-        if self.kind == "joint":
-            patches = patches + resize_table(self.place[:, self.c :], self.grid, grid, self.resize)
-        elif self.place is not None:
-            places = resize_table(self.place[:, self.c :], self.grid[1:], (H, W), self.resize)  # (1, H*W, D)
-            patches = patches + places.repeat(1, T, 1)
+        class_tokens = x[:, :C]  # (B, C, D)
+        patches = x[:, C:]  # (B, N - C, D)
         if self.place is not None:
+            old, new = (self.grid, grid) if self.kind == "joint" else (self.grid[1:], (H, W))
+            places = resize_table(self.place[:, self.c :], old, new, self.resize)  # (1, math.prod(new), D)
+            patches = patches + places.repeat(1, T * H * W // math.prod(new), 1)
             class_tokens = class_tokens + self.place[:, : self.c]
         if self.time is not None:
             time = resize_table(self.time, self.grid[:1], (T,), self.resize)  # (1, T, D)
@@ -1074,20 +1061,12 @@ class PositionEmbedding(nn.Module):
 
 
 # ==== BLOCKS: the steps of a scheme and an MLP, each added to what came in ==================================
-class StochasticDepth(nn.Module):
-    """In training, drop a clip's whole branch x (B, N, D) with probability `rate` and scale up the others."""
-
-    def __init__(self, rate):
-        super().__init__()
-        self.rate = rate
-        if not 0.0 <= rate < 1.0:
-            raise ValueError(f"{rate=} is a share of clips to drop: use 0 or more, but less than 1")
+class StochasticDepth(nn.Dropout):
+    """In training, drop a clip's whole branch x (B, N, D) with probability p and scale up the others."""
 
     def forward(self, x):
-        if not self.training or self.rate == 0.0:
-            return x
-        keep = torch.rand(x.shape[0], 1, 1, device=x.device) >= self.rate
-        return x * keep / (1.0 - self.rate)
+        drops = self.training and self.p > 0.0
+        return x * super().forward(x.new_ones(x.shape[0], 1, 1)) if drops else x
 
 
 class MLP(nn.Module):
@@ -1109,7 +1088,8 @@ class MLP(nn.Module):
 
     def forward(self, x, grid):
         T, H, W = grid
-        x = self.fc1(x)
+        B, N, D = x.shape
+        x = self.fc1(x)  # (B, N, self.fc1.out_features)
         if self.depthwise is not None:
             frames = self.depthwise(rearrange(x, "B (T H W) c -> (B T) c H W", T=T, H=H, W=W))
             x = rearrange(frames, "(B T) c H W -> B (T H W) c", T=T)
@@ -1206,9 +1186,10 @@ class VideoTransformer(nn.Module):
 
     attention     a name in ATTENTION or a list of steps, where partial(Step, option=...) sets an option
     num_frames    frames of a video, and image_size its height and width, which size the position tables only
-    patch_size    an int, (rows, columns), or (frames, rows, columns) for tubelets
-    patch_stride  of the same kinds; patches overlap where it is smaller
-    position      "none", "space", "time", "separate" or "joint", see PositionEmbedding
+    patch_size    an int, (rows, columns), or (frames, rows, columns): tubelets. Where patch_stride is
+                  smaller, patches overlap
+    position      "none", "space", "time", "separate" or "joint", and how the tables meet another grid, resize
+                  "smooth", "nearest" or "repeat", see PositionEmbedding and resize_table
     class_token   "clip", "frame" or "none"; left out, what CLASS_TOKEN says for the scheme, or "clip"
     head          "class", "mean" or "temporal", and head_mlp None, "tanh" or "gelu", of width head_hidden,
                   see Head; left out, "class", or "mean" without class tokens
@@ -1216,22 +1197,19 @@ class VideoTransformer(nn.Module):
     drop_path     stochastic depth, from 0 in the first block to this in the last; neither acts in eval
     zero_init     a block's steps start at zero but for the last, see Attention
     depthwise     MLPs with a 3 x 3 convolution; gelu "none" is exact, "tanh" approximate, see MLP
-    resize        how position tables meet another grid: "smooth", "nearest" or "repeat", see resize_table
     merge_frames  average all frames before the last norm, as released space-only TimeSformers do
     checkpoint    in training keep only what enters each block and compute the rest again on the way back
     """
 
     def __init__(
-        self, attention="divided", num_classes=400, num_frames=8, image_size=224, patch_size=16,
-        dim=768, depth=12, heads=12, mlp_ratio=4.0, position="separate", class_token=None,
-        head=None, head_mlp=None, head_hidden=None, dropout=0.0, drop_path=0.0,
-        patch_stride=None, zero_init=True, depthwise=False, gelu="none", resize="smooth",
-        merge_frames=False, channels=3, checkpoint=False,
+        self, attention="divided", num_classes=400, num_frames=8, image_size=224, patch_size=16, dim=768,
+        depth=12, heads=12, mlp_ratio=4.0, position="separate", class_token=None, head=None, head_mlp=None,
+        head_hidden=None, dropout=0.0, drop_path=0.0, patch_stride=None, zero_init=True, depthwise=False,
+        gelu="none", resize="smooth", merge_frames=False, channels=3, checkpoint=False,
     ):
         super().__init__()
         steps = steps_of(attention)
-        scheme = attention if isinstance(attention, str) else None
-        class_token = class_token or CLASS_TOKEN.get(scheme, "clip")
+        class_token = class_token or CLASS_TOKEN.get(str(attention), "clip")
         head = head or ("mean" if class_token == "none" else "class")
         if depth < 0 or min(num_classes, channels, dim, int(dim * mlp_ratio)) < 1:
             raise ValueError(f"{depth=} >= 0, {num_classes=}, {channels=}, {dim=}, {mlp_ratio=} * dim >= 1")
@@ -1270,21 +1248,22 @@ class VideoTransformer(nn.Module):
 
     def encode(self, video):
         """video (B, channels, frames, height, width) -> normed tokens (B, C + T*S, D) and their grid"""
-        x, grid = self.patches(video)
+        x, (T, H, W) = self.patches(video)  # (B, T*H*W, D)
+        B, N, D = x.shape
+        grid = T, H, W
         if self.class_token is not None:
-            C = grid[0] if self.class_token_kind == "frame" else 1
-            x = torch.cat([self.class_token.expand(x.shape[0], C, -1), x], dim=1)
+            C = T if self.class_token_kind == "frame" else 1
+            x = torch.cat([self.class_token.expand(B, C, D), x], dim=1)  # (B, C + N, D)
         x = self.dropout(self.position(x, grid))
         for block in self.blocks:
             again = self.checkpoint and self.training
             x = checkpoint(block, x, grid, use_reentrant=False) if again else block(x, grid)
         if self.merge_frames:
-            T, H, W = grid
-            B, N, D = x.shape
             C = count_class_tokens(x, grid)
             class_token = x[:, :C].mean(dim=1, keepdim=True)[:, :C]  # (B, min(C, 1), D)
-            x = torch.cat([class_token, x[:, C:].unflatten(1, (T, H * W)).mean(dim=1)], dim=1)
-            grid = (1, H, W)
+            patches = reduce(x[:, C:], "B (T S) D -> B S D", "mean", T=T)  # (B, H*W, D)
+            x = torch.cat([class_token, patches], dim=1)  # (B, min(C, 1) + H*W, D)
+            grid = 1, H, W
         return self.norm(x), grid
 
     def forward_features(self, video):
@@ -1314,8 +1293,7 @@ def steps_of(attention):
 TUBELETS = dict(patch_size=(2, 16, 16))
 MOTIONFORMER = dict(attention="trajectory", num_frames=16, head_mlp="tanh", drop_path=0.2, **TUBELETS)
 XVIT = dict(attention="mixing", resize="repeat", head="temporal", head_mlp="gelu")
-LVT_PATCHES = dict(patch_stride=14, position="time", class_token="none", depthwise=True, resize="repeat")
-LVT_HEAD = dict(head="mean", head_mlp="gelu", head_hidden=768)
+LVT = dict(patch_stride=14, position="time", class_token="none", depthwise=True, resize="repeat")  # 16 frames
 
 PRESETS = {
     "timesformer": dict(attention="divided"),  # TimeSformer, table 5
@@ -1327,7 +1305,7 @@ PRESETS = {
     "xvit": XVIT,  # X-ViT, tables 5 and 6
     "xvit_16": XVIT,  # its clips have 16 frames, its table of times 8
     "vivit": dict(attention="joint", num_frames=32, position="joint", gelu="tanh", **TUBELETS),  # table 2
-    "lvt": dict(attention="lvt", dim=512, heads=8, zero_init=False, **LVT_PATCHES, **LVT_HEAD),  # 16 frames
+    "lvt": dict(attention="lvt", dim=512, heads=8, zero_init=False, head_mlp="gelu", head_hidden=768, **LVT),
 }
 
 
@@ -1380,13 +1358,12 @@ def read_weights(source):
 
 
 def never_used(family, weights):
-    """The layers that a release carries and its own model never reads."""
+    """Prefixes of what a release carries and its own model never reads."""
     if family == "motionformer":  # one of two patch embeddings, and the table of places beside a joint one
         tubelets = weights["patch_embed_3d.proj.weight"].shape[2] > 1
-        return ["patch_embed." if tubelets else "patch_embed_3d."] + ["pos_embed"] * ("st_embed" in weights)
-    if family in ("xvit", "lvt") and "consensus.mlp_head.0.weight" in weights:
-        return ["new_fc.", "base_model.head."]  # a classifier before the head, by either name
-    return []
+        return ("patch_embed." if tubelets else "patch_embed_3d.",) + ("pos_embed",) * ("st_embed" in weights)
+    spare = family in ("xvit", "lvt") and "consensus.mlp_head.0.weight" in weights
+    return ("new_fc.", "base_model.head.") if spare else ()  # a classifier before the head, by either name
 
 
 def renamed(weights):
@@ -1409,7 +1386,7 @@ def renamed(weights):
     return result
 
 
-def inferred(family, weights, image_size=224):
+def inferred(family, weights, image_size):
     """VideoTransformer's arguments as far as the renamed weights tell; image_size is for a joint table."""
     D, channels, frames, rows, columns = weights["patches.proj.weight"].shape
     head = sorted(key for key in weights if re.fullmatch(r"head\.classify\.\d\.weight", key))
@@ -1470,8 +1447,7 @@ def load(model, weights, source):
 def from_released(family, state_dict, **overrides):
     """A model in eval mode with released weights: from_released("timesformer", "TimeSformer_K400.pyth").
 
-    family        "timesformer" (the authors' files or Hugging Face's), "motionformer", "xvit", "lvt", or
-                  "vivit" (Hugging Face's)
+    family        "timesformer", "motionformer", "xvit", "lvt"; as Hugging Face's "timesformer", "vivit"
     state_dict    a path, or what the file held; the usual nestings and prefixes are removed
     overrides     VideoTransformer's arguments that no tensor tells, where they are not the release's usual:
                   heads (64 channels each), attention=[partial(MixingAttention, whole_heads=True, moved=0.5)]
@@ -1483,10 +1459,10 @@ def from_released(family, state_dict, **overrides):
         raise ValueError(f"family={family!r} is unknown; use timesformer, motionformer, xvit, lvt or vivit")
     weights = read_weights(state_dict)
     try:
-        unused = tuple(never_used(family, weights))
+        unused = never_used(family, weights)
         weights = renamed({key: value for key, value in weights.items() if not key.startswith(unused)})
-        sizes = {key: value for key, value in overrides.items() if key == "image_size"}
-        options = as_released(family, weights) | inferred(family, weights, **sizes) | overrides
+        image_size = overrides.get("image_size", 224)
+        options = as_released(family, weights) | inferred(family, weights, image_size) | overrides
     except (KeyError, IndexError, ValueError, AttributeError) as error:
         raise ValueError(f"these {len(weights)} tensors are not a released {family}: {error!r}") from error
     return load(VideoTransformer(**options), weights, f"the {family} file").eval()
@@ -1517,7 +1493,7 @@ def load_image_weights(model, state_dict):
     return load(model, weights, "the image model")
 
 
-if __name__ == "__main__":  # what every mechanism costs, as a table: python video_attention.py --help
-    from tiny_data.benchmark import main
+if __name__ == "__main__":
+    from tiny_data.benchmark import main  # what every mechanism costs, measured
 
     main()
