@@ -44,6 +44,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
+from einops import rearrange
 from torch.utils.flop_counter import FlopCounterMode
 
 HERE = Path(__file__).parent
@@ -161,9 +162,10 @@ def same(actual, expected, tolerance=1e-10):
     assert worst <= tolerance, f"largest difference {worst:.3g} at {place}, allowed {tolerance:.3g}"
 
 
-def same_tokens(actual, expected, grid, kind, tolerance=1e-10):
-    """same() for (B, h, C + T*S, d), which says what tokens differ, and where most."""
-    assert actual.shape == expected.shape, f"shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+def how_tokens_differ(actual, expected, grid, kind, tolerance):
+    """For (B, h, C + T*S, d) what tokens differ and where most, in words; nothing if they do not."""
+    if actual.shape != expected.shape:
+        return f"shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
     C = expected.shape[2] - math.prod(grid)
     difference = (actual - expected).abs().nan_to_num(nan=torch.inf)
     names = [f"class token {c}" for c in range(C)] + [f"patch {patch}" for patch in patches_of(grid)]
@@ -172,7 +174,7 @@ def same_tokens(actual, expected, grid, kind, tolerance=1e-10):
     where = f"(T, H, W) = {grid}, class tokens: {kind}"
     text = f"{where}: {len(differ)} of {len(names)} tokens differ from the oracle: {few}"
     worst = f"largest difference {difference.max().item():.3g} at {place_of_largest(difference, grid)}"
-    assert not differ, f"{text}\n{worst}, allowed {tolerance:.3g}"
+    return f"{text}\n{worst}, allowed {tolerance:.3g}" if differ else ""
 
 
 def place_of_largest(difference, grid):
@@ -357,14 +359,14 @@ KNOWN_MISTAKES = [
 ]
 
 
-def known_mistake(actual, mistakes, *question):
+def known_mistake(actual, mistakes, oracle, q, *rest):
     """The mistakes whose answer to the question is this one, in words, as a line to add to a message."""
     found = []
-    for words, answer in mistakes:
-        wrong = answer(*question)
-        if wrong is not None and wrong.shape[:2] == actual.shape[:2] and wrong.shape[3] == actual.shape[3]:
-            if torch.allclose(actual[:, :, -wrong.shape[2] :], wrong, rtol=1e-8, atol=1e-9):
-                found.append(words)
+    for words, answer in mistakes if actual.shape == q.shape else []:
+        wrong = answer(oracle, q, *rest)
+        if wrong is not None:
+            part = actual[:, :, -wrong.shape[2] :]  # some are about the patches alone
+            found += [words] if torch.allclose(part, wrong, rtol=1e-8, atol=1e-9) else []
     return "\nThis is the answer when " + ", or when ".join(found) if found else ""
 
 
@@ -435,11 +437,10 @@ class Ladder:
 
     def check(self, actual, q, k, v, grid, kind, tolerance=1e-10):
         """Equal to the oracle; if not, say where, and whether it is a mistake that others have made."""
-        try:
-            same_tokens(actual, self.oracle(q, k, v, grid), grid, kind, tolerance)
-        except AssertionError as error:
+        text = how_tokens_differ(actual, self.oracle(q, k, v, grid), grid, kind, tolerance)
+        if text:
             hint = known_mistake(actual, KNOWN_MISTAKES + self.mistakes(), self.oracle, q, k, v, grid)
-            pytest.fail(f"{error}{hint}", pytrace=False)
+            pytest.fail(f"{text}{hint}", pytrace=False)
 
     @pytest.mark.parametrize("grid", GRIDS, ids=str)
     def test_equals_oracle(self, grid):
@@ -1246,7 +1247,8 @@ class TestNystrom(Ladder):
         """With iterations to spare the iteration is the pseudo-inverse; six leave a few per cent."""
         for C in (0, 1):
             q, k, v = qkv(grid, C)
-            self.check(self.call(q, k, v, grid, iterations=30), q, k, v, grid, C, 1e-8)
+            kind = ("none", "clip")[C]
+            self.check(self.call(q, k, v, grid, iterations=30), q, k, v, grid, kind, 1e-8)
 
     def test_every_token_a_landmark_is_exact(self):
         q, k, v = qkv((1, 4, 7))
@@ -2834,6 +2836,7 @@ class TestBadInput:
 # ==== COPYING ===============================================================================================
 
 
+@cache
 def definitions():
     """{name: node} of all functions and classes of the file, in its order."""
     tree = ast.parse(Path(va.__file__).read_text())
@@ -3169,6 +3172,410 @@ def score(reports):
     head, wide = ("question", *columns, "out of"), max(len(row[0]) for row in rows + [("question",)])
     lines = [[f"{row[0]:{wide}}"] + [f"{x:>{len(title)}}" for x, title in zip(row[1:], head[1:])] for row in rows]
     return "\n".join("  ".join(line) for line in [[f"{head[0]:{wide}}", *head[1:]], *lines]) + "\n"
+
+
+# ==== THE TEACHING TOOLS THEMSELVES =========================================================================
+
+NOT_THE_FILE = "VIDEO_ATTENTION" in os.environ
+about_the_kit = pytest.mark.skipif(NOT_THE_FILE, reason="about this file and not about the one that it grades")
+
+SAMPLE = """import math
+
+def twice(x):
+    # by adding
+    y = x + x  # (B, N)
+    return y  # (B, N)
+
+
+class Thing:
+    \"\"\"Some thing.\"\"\"
+
+    def __init__(self):
+        self.n = 3
+
+    def grow(self, x):
+        \"\"\"Picture.\"\"\"
+        # first
+        a, b = twice(
+            x).chunk(2)  # (B, N // 2), halves
+        self.n += 1  # (3,)
+        return math.sqrt(a + b)
+
+    def shrink(self): return 1
+"""
+
+
+@about_the_kit
+class TestHandingOut:
+    def test_bodies_go_and_all_else_stays(self):
+        source = Path(va.__file__).read_text()
+        for name in ("attend", "mixing_attention", "TrajectoryAttention.mechanism", "VideoTransformer.forward"):
+            text = blank(source, [name])
+            before, after = text.split(f'raise NotImplementedError("{name} is not written yet")')
+            assert source.startswith(before) and source.endswith(after)
+            here, there = every_definition(text)[name], every_definition(source)[name]
+            assert ast.get_docstring(here) == ast.get_docstring(there)
+            assert ast.dump(here.args) == ast.dump(there.args)
+            assert [type(node) for node in here.body if not isinstance(node, ast.Expr)] == [ast.Raise]
+
+    def test_all_of_it_blank_still_imports(self):
+        source = Path(va.__file__).read_text()
+        names = [name for name, node in every_definition(source).items() if isinstance(node, ast.FunctionDef)]
+        module = {"__name__": "blanked"}
+        exec(compile(blank(source, names), va.__file__, "exec"), module)
+        for name, function in module.items():
+            if name in MECHANISMS:
+                with pytest.raises(NotImplementedError, match=f"^{name} is not written yet$") as error:
+                    function(*range(len(inspect.signature(function).parameters)))
+                assert still_blank(error.value) == name
+
+    def test_a_class_means_its_methods(self):
+        blanked = blank(SAMPLE, ["Thing"])
+        assert blanked == blank(SAMPLE, ["Thing.grow", "Thing.shrink", "Thing.grow"])
+        assert "self.n = 3" in blanked and "Picture" in blanked and "# first" not in blanked
+        assert "    def shrink(self): raise NotImplementedError(" in blanked
+
+    def test_hints_are_the_trail_of_shapes(self):
+        text = blank(SAMPLE, ["Thing.grow", "twice"], hints=True)
+        assert "    # y = ...  # (B, N)\n    raise NotImplementedError(\"twice is" in text
+        assert "        # a, b = ...  # (B, N // 2)\n        raise NotImplementedError(\"Thing.grow is" in text
+        assert text.count("...") == 2
+
+    def test_unknown_names_are_answered_by_the_known(self):
+        with pytest.raises(ValueError, match="define thrice. It has\n    twice, Thing, Thing.__init__, Thing.grow"):
+            blank(SAMPLE, ["thrice", "twice"])
+        with pytest.raises(ValueError, match="SpaceAttention has no methods"):
+            blank(Path(va.__file__).read_text(), ["SpaceAttention"])
+
+    def test_command_line(self, capsys, tmp_path):
+        source = Path(va.__file__).read_text()
+        main("blank", "--hints", "attend", "local_attention")
+        student = tmp_path / "student.py"
+        student.write_text(capsys.readouterr().out)
+        assert student.read_text() == blank(source, ["attend", "local_attention"], hints=True)
+        main("graft", str(student), "attend")
+        assert capsys.readouterr().out == blank(source, ["attend"], hints=True)
+        for words in ([], ["blank"], ["graft", "x.py"], ["score"], ["grade"]):
+            with pytest.raises(ValueError, match="usage.*(?s:.*)blank.*(?s:.*)graft.*(?s:.*)score"):
+                main(*words)
+
+
+@about_the_kit
+class TestGrafting:
+    def test_one_definition_and_what_it_needs(self):
+        """The helper, the import and the constant come along; the student's other mistakes do not."""
+        student = SAMPLE.replace("x + x", "x * x").replace("return 1", "return half(2)")
+        student = student.replace("import math", "import math, cmath as c\nfrom os import path\n\nTWO = 2\n")
+        student += "\n\ndef half(x):\n    return c.sqrt(x) / TWO\n\n\ndef unused():\n    return path\n"
+        mixed = graft(SAMPLE, student, ["Thing.shrink"])
+        assert "x + x" in mixed and "return half(2)" in mixed and "TWO = 2" in mixed
+        assert "unused" not in mixed and "from os" not in mixed
+        module = {}
+        exec(mixed, module)
+        assert module["Thing"]().shrink() == 2**0.5 / 2
+
+    def test_grafting_ones_own_changes_nothing(self):
+        source = Path(va.__file__).read_text()
+        assert graft(source, source, ["attend", "TrajectoryAttention", "Head.forward"]) == source
+
+    def test_what_cannot_be_grafted_is_said(self):
+        with pytest.raises(ValueError, match="s.py does not define twice. It has\n    double, Thing"):
+            graft(SAMPLE, SAMPLE.replace("twice", "double"), ["twice"], "s.py")
+        with pytest.raises(ValueError, match="s.py does not parse: line 5"):
+            graft(SAMPLE, SAMPLE.replace("x + x", "x +"), ["twice"], "s.py")
+        with pytest.raises(ValueError, match="the file does not define thrice"):
+            graft(SAMPLE, SAMPLE, ["thrice"])
+
+
+# ---- wrong answers, written as a student might, and what the messages must say of them ----
+
+
+def along(axis, q, k, v, grid, order="T H W", back=None):
+    """Attention along one axis, the tokens read in the given order and put back in another."""
+    T, H, W = grid
+    last = " ".join([letter for letter in "THW" if letter != axis] + [axis])
+    q, k, v = (rearrange(x, f"B h ({order}) d -> B h {last} d", T=T, H=H, W=W) for x in (q, k, v))
+    out = (q @ k.mT / d**0.5).softmax(dim=-1) @ v
+    return rearrange(out, f"B h {last} d -> B h ({back or order}) d")
+
+
+def without_class_token_among_keys(q, k, v, grid):
+    return (q @ k[:, :, 1:].mT / d**0.5).softmax(dim=-1) @ v[:, :, 1:]
+
+
+def trajectory_by(change_y, change_q, q, k, v, grid):
+    """Trajectory attention with a mistake in how the heads of y are joined, or in the second query."""
+    torch.manual_seed(SEED)
+    proj_q, proj_kv = TestTrajectory().projections(q)
+    look = lambda *tokens: change_y(va.attend_per_frame(*tokens))
+    return plain_second_stage(q, k, v, grid, lambda y: change_q * proj_q(y), proj_kv, look, True)
+
+
+def heads_interleaved(y):
+    """(B, h, I, T, d), so laid out that joining heads as (h d) gives what (d h) would have."""
+    return y.permute(0, 2, 3, 4, 1).flatten(3).unflatten(3, (h, d)).permute(0, 3, 1, 2, 4)
+
+
+SMALL = (3, 2, 4)  # asking for the known mistakes takes some dozen calls of an oracle
+WRONG = [  # what must be said, of which question, with how many class tokens, and the wrong answer
+    ("1/sqrt(d) is missing", TestJoint, 1, lambda q, k, v, grid: (q @ k.mT).softmax(-1) @ v),
+    ("divided by d,", TestJoint, 0, lambda q, k, v, grid: (q @ k.mT / d).softmax(-1) @ v),
+    ("multiplied by sqrt", TestJoint, 0, lambda q, k, v, grid: (q @ k.mT * d**0.5).softmax(-1) @ v),
+    ("queries and keys are swapped", TestJoint, 0, lambda q, k, v, grid: va.attend(k, q, v)),
+    ("keys are used as values", TestJoint, 1, lambda q, k, v, grid: va.attend(q, k, k)),
+    ("queries are used as values", TestJoint, 0, lambda q, k, v, grid: va.attend(q, k, q)),
+    ("values are used as keys", TestJoint, 0, lambda q, k, v, grid: va.attend(q, v, v)),
+    ("queries are used as keys", TestJoint, 0, lambda q, k, v, grid: va.attend(q, q, v)),
+    ("over the queries", TestJoint, 0, lambda q, k, v, grid: (q @ k.mT / d**0.5).softmax(-2) @ v),
+    ("no softmax", TestJoint, 1, lambda q, k, v, grid: (q @ k.mT / d**0.5) @ v),
+    ("plain mean", TestJoint, 1, lambda q, k, v, grid: v.mean(2, keepdim=True).expand_as(v)),
+    ("as they were", TestJoint, 1, lambda q, k, v, grid: v.clone()),
+    ("class token is forgotten", TestJoint, 1, without_class_token_among_keys),
+    ("T and S are swapped", TestDivided, 0, partial(along, "T", order="H W T")),
+    ("T and H are swapped", TestDivided, 0, partial(along, "T", order="H T W")),
+    ("H and W are swapped", TestAxialWidth, 0, partial(along, "W", order="T W H")),
+    ("comes back in the order (S T)", TestDivided, 0, partial(along, "T", back="H W T")),
+    ("comes back in the order (T W H)", TestAxialHeight, 0, partial(along, "H", back="T W H")),
+    ("joined as (d h)", TestTrajectory, 1, partial(trajectory_by, heads_interleaved, 1.0)),
+    ("second stage is missing", TestTrajectory, 1, partial(trajectory_by, lambda y: y, d**0.5)),
+]
+
+
+@about_the_kit
+class TestWhatFailuresSay:
+    def message(self, check, *arguments):
+        with pytest.raises(pytest.fail.Exception) as error:
+            check(*arguments)
+        return str(error.value)
+
+    @pytest.mark.parametrize("words, question, C, wrong", WRONG, ids=[row[0] for row in WRONG])
+    def test_known_mistakes_are_named(self, words, question, C, wrong):
+        q, k, v = qkv(SMALL, C)
+        text = self.message(question().check, wrong(q, k, v, SMALL), q, k, v, SMALL, "clip" if C else "none")
+        assert text.count("This is the answer when") == 1 and ", or when" not in text
+        assert words in text.split("This is the answer when")[1]
+
+    def test_each_known_mistake_is_tried(self):
+        said = [words for words, *_ in WRONG]
+        for words, _ in KNOWN_MISTAKES:
+            assert any(part in words for part in said), words
+
+    @pytest.mark.parametrize("question", [TestSpace, TestLocal, TestMixing, TestSummary, TestPooled, TestNystrom])
+    def test_scale_and_swapped_keys_anywhere(self, question):
+        """The mechanism itself, fed wrongly."""
+        q, k, v = qkv(SMALL, C=1)
+        ask = question()
+        options = dict(iterations=30) if question is TestNystrom else {}
+        for fed, words in (((d**0.25 * q, d**0.25 * k, v), "1/sqrt(d) is missing"), ((k, q, v), "swapped")):
+            text = self.message(ask.check, ask.call(*fed, SMALL, **options), q, k, v, SMALL, "clip", 1e-7)
+            assert words in text.split("This is the answer when")[1]
+
+    def test_published_slip(self):
+        q, k, v = qkv(SMALL, C=1)
+        ask = TestTrajectory()
+        torch.manual_seed(SEED)
+        wrong = va.trajectory_attention(q, k, v, SMALL, *ask.projections(q), project_values=False)
+        assert "y~ itself as its value" in self.message(ask.check, wrong, q, k, v, SMALL, "clip")
+
+    def test_order_of_heads_and_channels(self):
+        x, proj = randn(B, 11, 3 * D), nn.Linear(D, D).double()
+        split = rearrange(x, "B N (three d h) -> three B h N d", three=3, h=h)
+        assert "as (three d h), not (three h d): heads are interleaved" in self.message(check_split, split, x)
+        heads = randn(B, h, 11, d)
+        joined = proj(rearrange(heads, "B h N d -> B N (d h)"))
+        assert "as (d h), not (h d)" in self.message(check_merge, joined, heads, proj)
+
+    @pytest.mark.parametrize("n, place", [(0, r"\(batch, head\) = \(1, 2\), class token 0"),
+                                          (22, r"\(batch, head, t, y, x\) = \(1, 2, 2, 1, 1\)")])
+    def test_place_of_the_largest_difference(self, n, place):
+        q, k, v = qkv(SMALL, C=1)
+        actual = TestSpace().oracle(q, k, v, SMALL)
+        actual[0, 0, 7, 1] += 0.25
+        actual[1, 2, n, 3] -= 0.5
+        text = self.message(TestSpace().check, actual, q, k, v, SMALL, "clip")
+        assert re.search(f"2 of 25 tokens(?s:.*)largest difference 0.5 at {place}, allowed 1e-10$", text)
+
+    def test_an_unknown_mistake_is_not_named(self):
+        q, k, v = qkv(SMALL)
+        assert "This is the answer" not in self.message(TestJoint().check, 2 * v, q, k, v, SMALL, "none")
+
+    def test_docstrings_may_be_missing(self):
+        """Pictures and costs are then those of the file beside this one; where it has none, skip."""
+        bare = lambda q, k, v, grid: None
+        bare.__name__ = "time_attention"
+        assert formula(bare) == "2*S*T**2*D" and docstring(bare, "t=0") == va.time_attention.__doc__
+        bare.__name__ = "of_their_own"
+        with pytest.raises(pytest.skip.Exception, match="of_their_own: no docstring to compare"):
+            formula(bare)
+
+    def test_only_the_file_under_test_can_be_blank(self):
+        with pytest.raises(NotImplementedError) as error:
+            Ladder().oracle(*"qkvg")
+        assert still_blank(error.value) is None and still_blank(ValueError("x is not written yet")) is None
+
+
+# ---- what else turns red when one body is blank ----
+
+
+def left_out(function, call):
+    """The functions that are defaults of the parameters that a call leaves out; without a call, of all."""
+    parameters, defaults = function.args.args, function.args.defaults
+    given = set()
+    if call is not None:
+        given = {p.arg for p in parameters[: len(call.args)]} | {word.arg for word in call.keywords}
+    pairs = zip(parameters[len(parameters) - len(defaults) :], defaults)
+    return {x.id for p, x in pairs if isinstance(x, ast.Name) and p.arg not in given}
+
+
+def leans_on(node, known):
+    """The definitions that one calls or hands on. A default counts where the call leaves it to be used."""
+    nodes = list(ast.walk(node))
+    functions = [inner for inner in nodes if isinstance(inner, ast.FunctionDef)]
+    defaults = [x for function in functions for x in function.args.defaults]
+    calls = {inner.func: inner for inner in nodes if isinstance(inner, ast.Call)}
+    names = set()
+    for name in nodes:
+        if isinstance(name, ast.Name) and name.id in known and name not in defaults:
+            names.add(name.id)
+            if isinstance(known[name.id], ast.FunctionDef):
+                names |= left_out(known[name.id], calls.get(name))
+    return names & known.keys()
+
+
+def built_on(names, known):
+    """These definitions and all that they lean on, directly or not."""
+    reached, left = set(), list(names)
+    while left:
+        name = left.pop()
+        if name not in reached:
+            reached.add(name)
+            left += leans_on(known[name], known)
+    return reached
+
+
+@cache
+def rungs():
+    """{question: (definitions that it is built on, call)} for every mechanism, as a function and as a module
+    in all the variants of the table."""
+    known, found = definitions(), {}
+    of = lambda step: step.func if isinstance(step, partial) else step
+    for question in Ladder.__subclasses__():
+        name, module = question.mechanism.__name__, of(question.step)
+        steps = [question.step] + [step for steps in SCHEMES.values() for step in steps if of(step) is module]
+        first = [name, module.__name__, *left_out(known[name], None)]
+        found[question] = built_on(first, known), partial(climb, question, steps)
+    return found
+
+
+def climb(question, steps):
+    question().call(*qkv(), GRID)
+    for step in steps:
+        step(D, h).double()(randn(1, math.prod(GRID), D), GRID)
+
+
+def unwritten(name, source):
+    """The code of a function as `blank` leaves it."""
+    module = {"__name__": "blanked"}
+    exec(compile(blank(source, [name]), va.__file__, "exec"), module)
+    return module[name].__code__
+
+
+@about_the_kit
+class TestOneBlankBody:
+    """Only the questions that are built on a mechanism notice that it is not written."""
+
+    @pytest.mark.parametrize("name", ["attend", *MECHANISMS])
+    def test_turns_red_what_is_built_on_it(self, name, monkeypatch):
+        code = unwritten(name, Path(va.__file__).read_text())
+        monkeypatch.setattr(getattr(va, name), "__code__", code)
+        red = set()
+        for question, (_, call) in rungs().items():
+            try:
+                call()
+            except NotImplementedError as error:
+                assert still_blank(error) == name
+                red.add(question.__name__)
+        assert red == {question.__name__ for question, (needed, _) in rungs().items() if name in needed}
+        assert red
+
+
+# ---- whole rounds: a folder with the student's file and this one, pytest, the marks ----
+
+DENSE = """T, H, W = grid
+    C = count_class_tokens(q, grid, k, v)
+    q, k, v = (x[:, :, C:] for x in (q, k, v))
+    place = torch.arange(T * H * W, device=q.device) % (H * W)
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    scores = scores.masked_fill(place[:, None] != place, -math.inf)  # N x N, and most of it thrown away
+    return F.pad(scores.softmax(dim=-1) @ v, (0, 0, C, 0))"""
+
+
+def handed_in():
+    """A student's file: time attention dense, global attention unwritten, no docstring for the width."""
+    text = blank(Path(va.__file__).read_text(), ["time_attention", "global_attention"])
+    text = text.replace('raise NotImplementedError("time_attention is not written yet")', DENSE)
+    return text.replace(reference_docstring("width_attention"), "Mine.")
+
+
+def graded(folder, questions, **settings):
+    """pytest in a folder of only this file and student.py; {class: {test: (result, reason)}}."""
+    (folder / "test_video_attention.py").write_text(Path(__file__).read_text())
+    (folder / "student.py").write_text(handed_in())
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("VA_")}
+    environment = kept | dict(VIDEO_ATTENTION="student.py") | settings
+    command = [sys.executable, "-m", "pytest", "-qp", "no:cacheprovider", "--junitxml=report.xml", "-k", questions]
+    run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert run.returncode in (0, 1), run.stdout + run.stderr
+    results = {}
+    for test in ElementTree.parse(folder / "report.xml").iter("testcase"):
+        reason = " ".join(child.get("message", "") for child in test)
+        kind = [child.tag for child in test] or ["passed"]
+        results.setdefault(test.get("classname").split(".")[-1], {})[test.get("name")] = (kind[0], reason)
+    return results
+
+
+@about_the_kit
+class TestARound:
+    def test_the_two_files_are_enough(self, tmp_path):
+        """Each mistake turns red what it should, and what needs other files skips itself."""
+        questions = "TestAttend or TestDivided or TestGlobal or TestAxialWidth or golden or MovingObjects"
+        results = graded(tmp_path, f"{questions} or TestReleased or TestOneBlankBody")
+        assert not [x for tests in results.values() for x in tests.values() if x[0] == "error"]
+
+        # a dense mask gives the right numbers at the wrong price, and fails for nothing else
+        failed = {name for name, (result, _) in results["TestDivided"].items() if result != "passed"}
+        assert {name.split("[")[0] for name in failed} == {"test_costs_what_the_docstring_says"}
+
+        unwritten = {reason for _, reason in results["TestGlobal"].values()}
+        assert unwritten == {"global_attention: not attempted yet"}
+
+        bare = {name: x for name, x in results["TestAxialWidth"].items() if x[0] != "passed"}
+        asks = {"test_picture_is_computed", "test_costs_what_the_docstring_says"}
+        assert {name.split("[")[0] for name in bare} == asks
+        assert set(bare.values()) == {("skipped", "width_attention: no docstring to compare")}
+
+        elsewhere = {reason for _, reason in results["TestMovingObjects"].values()}
+        assert elsewhere == {"tiny_data is not here"}
+        assert {result for result, _ in results["test_video_attention"].values()} == {"skipped"}
+        assert {result for result, _ in results["TestOneBlankBody"].values()} == {"skipped"}
+        assert {result for result, _ in results["TestAttend"].values()} == {"passed"}
+        self.check_marks(tmp_path / "report.xml")
+
+    def check_marks(self, report):
+        rows = {line.split()[0]: line.split()[1:] for line in score([report]).splitlines()}
+        assert rows["Divided"][1] == "3" and rows["Divided"][2] == "0"
+        assert rows["Global"] == ["0", "0", rows["Global"][3], rows["Global"][3]]
+        assert rows["Attend"] == [rows["Attend"][0], "0", "0", rows["Attend"][0]]
+        assert rows["AxialWidth"][0] == rows["AxialWidth"][3]  # what could not be asked does not count
+        assert not {"MovingObjects", "OneBlankBody", "test_golden"} & rows.keys()
+        parts = [[int(x) for x in row] for name, row in rows.items() if name not in ("question", "total")]
+        assert rows["total"] == [str(sum(column)) for column in zip(*parts)]
+        assert len({len(line) for line in score([report]).splitlines()}) == 1
+
+    def test_with_va_grade_the_unwritten_fails(self, tmp_path):
+        results = graded(tmp_path, "TestGlobal and (picture or eighth)", VA_GRADE="1")["TestGlobal"]
+        assert len(results) == 2
+        assert set(results.values()) == {("failure", "global_attention: not attempted yet")}
 
 
 # ==== MUTATIONS =============================================================================================
