@@ -3364,14 +3364,12 @@ class TestWhatFailuresSay:
         for words, _ in KNOWN_MISTAKES:
             assert any(part in words for part in said), words
 
-    @pytest.mark.parametrize(
-        "question", [TestSpace, TestLocal, TestMixing, TestSummary, TestPooled, TestNystrom]
-    )
-    def test_scale_and_swapped_keys_anywhere(self, question):
+    @pytest.mark.parametrize("name", ["Space", "Local", "Mixing", "Summary", "Pooled", "Nystrom"])
+    def test_scale_and_swapped_keys_anywhere(self, name):
         """The mechanism itself, fed wrongly."""
         q, k, v = qkv(SMALL, C=1)
-        ask = question()
-        options = dict(iterations=30) if question is TestNystrom else {}
+        ask = globals()[f"Test{name}"]()
+        options = dict(iterations=30) if name == "Nystrom" else {}
         for fed, words in (((d**0.25 * q, d**0.25 * k, v), "1/sqrt(d) is missing"), ((k, q, v), "swapped")):
             text = self.message(ask.check, ask.call(*fed, SMALL, **options), q, k, v, SMALL, "clip", 1e-7)
             assert words in text.split("This is the answer when")[1]
