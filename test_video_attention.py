@@ -103,19 +103,22 @@ def still_blank(error):
     return str(error).removesuffix(NOT_WRITTEN).strip() or code.co_name
 
 
-@pytest.hookimpl(hookwrapper=True)
+def not_attempted(name):
+    message = f"{name}: not attempted yet"
+    if GRADE:
+        pytest.fail(message, pytrace=False)
+    pytest.skip(message)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_makereport(item, call):
     """A test that met an unwritten body is skipped, and says which; with VA_GRADE=1 it fails."""
-    outcome = yield
     name = still_blank(call.excinfo.value) if call.excinfo else None
-    if name is None:
-        return
-    report, message = outcome.get_result(), f"{name}: not attempted yet"
-    if GRADE:
-        report.outcome, report.longrepr = "failed", message
-    else:
-        path, line, _ = item.location
-        report.outcome, report.longrepr = "skipped", (path, line + 1, message)
+    if name is not None:
+        try:
+            not_attempted(name)
+        except (pytest.skip.Exception, pytest.fail.Exception):
+            call.excinfo = pytest.ExceptionInfo.from_current()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -2865,7 +2868,7 @@ def skip_if_blank(names):
     for name in names:
         last = known[name].body[-1] if name in known else None
         if isinstance(last, ast.Raise) and NOT_WRITTEN in ast.unparse(last):
-            (pytest.fail if GRADE else pytest.skip)(f"{name}: not attempted yet")
+            not_attempted(name)
 
 
 MECHANISMS = [name for name in definitions() if name.endswith("_attention")]
@@ -3589,7 +3592,7 @@ class TestARound:
     def test_with_va_grade_the_unwritten_fails(self, tmp_path):
         results = graded(tmp_path, "TestGlobal and (picture or eighth)", VA_GRADE="1")["TestGlobal"]
         assert len(results) == 2
-        assert set(results.values()) == {("failure", "global_attention: not attempted yet")}
+        assert set(results.values()) == {("failure", "Failed: global_attention: not attempted yet")}
 
 
 # ==== MUTATIONS =============================================================================================
