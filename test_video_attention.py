@@ -5,6 +5,7 @@
     VIDEO_ATTENTION=student.py pytest            the same questions, put to another file
     VA_SEED=1 pytest                             with other random numbers
     python test_video_attention.py mutate        with mistakes in the file, each of which must turn a test red
+    python test_video_attention.py isolate       with one body blank, which must turn no other question red
 
 To teach with it, where a NAME is a function, a class or a Class.method of the file:
 
@@ -1371,6 +1372,9 @@ class TestPerformer(Ladder):
             frame = slice(t * S, (t + 1) * S)
             weights = phi_q @ phi_k[:, :, frame].mT
             same(y[:, :, :, t], weights @ v[:, :, frame] / weights.sum(-1, keepdim=True))
+        layers = module.proj_q, module.proj_kv
+        expected = va.trajectory_attention(q, k, v, GRID, *layers, module.first_stage)
+        same(module.mechanism(q, k, v, GRID), expected)
 
 
 # ==== WHAT THE PAPERS PROMISE ===============================================================================
@@ -3529,10 +3533,10 @@ def handed_in():
     return text.replace(reference_docstring("width_attention"), "Mine.")
 
 
-def graded(folder, questions, **settings):
+def graded(folder, questions, student, **settings):
     """pytest in a folder of only this file and student.py; {class: {test: (result, reason)}}."""
     (folder / "test_video_attention.py").write_text(Path(__file__).read_text())
-    (folder / "student.py").write_text(handed_in())
+    (folder / "student.py").write_text(student)
     kept = {key: value for key, value in os.environ.items() if not key.startswith("VA_")}
     environment = kept | dict(VIDEO_ATTENTION="student.py") | settings
     command = [sys.executable, "-m", "pytest", "-qp", "no:cacheprovider", "--junitxml=report.xml"]
@@ -3552,8 +3556,8 @@ class TestARound:
     def test_the_two_files_are_enough(self, tmp_path):
         """Each mistake turns red what it should, and what needs other files skips itself."""
         questions = "TestAttend or TestDivided or TestGlobal or TestAxialWidth or golden or MovingObjects"
-        copies = "TestCopying and (global or space)"
-        results = graded(tmp_path, f"{questions} or TestReleased or TestOneBlankBody or {copies}")
+        questions += " or TestReleased or TestOneBlankBody or TestCopying and (global or space)"
+        results = graded(tmp_path, questions, handed_in())
         assert not [x for tests in results.values() for x in tests.values() if x[0] == "error"]
 
         # a dense mask gives the right numbers at the wrong price, and fails for nothing else
@@ -3590,7 +3594,8 @@ class TestARound:
         assert len({len(line) for line in score([report]).splitlines()}) == 1
 
     def test_with_va_grade_the_unwritten_fails(self, tmp_path):
-        results = graded(tmp_path, "TestGlobal and (picture or eighth)", VA_GRADE="1")["TestGlobal"]
+        results = graded(tmp_path, "TestGlobal and (picture or eighth)", handed_in(), VA_GRADE="1")
+        results = results["TestGlobal"]
         assert len(results) == 2
         assert set(results.values()) == {("failure", "Failed: global_attention: not attempted yet")}
 
@@ -3823,8 +3828,28 @@ def mutate(every):
     return survivors
 
 
+def isolate(names):
+    """Blank one definition at a time and see that, of the mechanisms' classes, those turn red that name it or
+    what is built on it, and no others; the exit status is the number of names for which it is not so."""
+    known, questions = definitions(), Ladder.__subclasses__()
+    used = {question: set(re.findall(r"\bva\.(\w+)", inspect.getsource(question))) for question in questions}
+    needed = {question: built_on(names & known.keys(), known) for question, names in used.items()}
+    wrong, wanted = 0, " or ".join(question.__name__ for question in questions)
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            results = graded(Path(folder), wanted, blank(Path(va.__file__).read_text(), [name]))
+        red = {question for question in questions
+               if any(x[0] != "passed" for x in results[question.__name__].values())}
+        differ = red ^ {question for question in questions if name in needed[question]}
+        wrong += len(differ) > 0
+        print(f"{name:24} {len(red):2} red{', but not as expected: ' if differ else ''}", end="")
+        print(*(question.__name__ for question in differ), flush=True)
+    return wrong
+
+
 USAGE = """usage, beside pytest, which runs the tests themselves:
     python test_video_attention.py mutate [every]
+    python test_video_attention.py isolate [NAME...]
     python test_video_attention.py blank [--hints] NAME... > student.py
     python test_video_attention.py graft student.py NAME... > mixed.py
     python test_video_attention.py score report.xml...
@@ -3837,6 +3862,8 @@ def main(command=None, *words):
     words = [word for word in words if word != "--hints"]
     if command == "mutate":
         return mutate(int(words[0]) if words else 1)
+    if command == "isolate":
+        return isolate(words or ["attend", *MECHANISMS])
     if command == "blank" and words:
         sys.stdout.write(blank(source, words, hints))
     elif command == "graft" and len(words) > 1:
