@@ -3260,6 +3260,18 @@ class TestHandingOut:
         with pytest.raises(ValueError, match="SpaceAttention has no methods"):
             blank(Path(va.__file__).read_text(), ["SpaceAttention"])
 
+    @pytest.mark.skipif(not (HERE / "README.md").exists(), reason="README.md is not here")
+    def test_the_assignment_names_what_is_there(self):
+        """All that it blanks it also asks for, and every question is a test class."""
+        text = (HERE / "README.md").read_text()
+        handed_out = re.search(r"py blank (.*) > student.py", text).group(1).split()
+        asked = re.findall(r"^\*\*\d\. .*\*\*", text, re.M)
+        questions = re.findall(r"VIDEO_ATTENTION=student.py pytest -q test_video_attention.py -k (.*)", text)
+        assert set(handed_out) == set(re.findall(r"`(\w+)`", " ".join(asked)))
+        assert set(handed_out) <= every_definition(Path(va.__file__).read_text()).keys()
+        assert len(asked) == len(questions) == 8
+        assert set(re.findall(r"Test\w+", " ".join(questions))) <= globals().keys()
+
     def test_command_line(self, capsys, tmp_path):
         source = Path(va.__file__).read_text()
         main("blank", "--hints", "attend", "local_attention")
