@@ -3065,7 +3065,7 @@ def find(names, known, where):
     """Nothing, if all the names are known; else an error that lists those that are."""
     unknown = [name for name in names if name not in known]
     if unknown:
-        there = textwrap.fill(", ".join(known), 110, initial_indent="    ", subsequent_indent="    ")
+        there = textwrap.fill(", ".join(known) or "nothing", 110, initial_indent="    ", subsequent_indent="    ")
         raise ValueError(f"{where} does not define {', '.join(unknown)}. It has\n{there}")
 
 
@@ -3166,7 +3166,11 @@ def score(reports):
     """A table of the marks in pytest's --junitxml reports: a question is a test class."""
     columns, marks = ("passed", "failed", "not attempted"), {}
     for report in reports:
-        for test in ElementTree.parse(report).iter("testcase"):
+        try:
+            tests = ElementTree.parse(report).iter("testcase")
+        except ElementTree.ParseError as error:
+            raise ValueError(f"{report} is no report of pytest --junitxml: {error}") from None
+        for test in tests:
             question = test.get("classname").split(".")[-1].removeprefix("Test")
             if not question[:1].isupper():  # a test of no class
                 question = test.get("name").split("[")[0]
@@ -3889,5 +3893,5 @@ def main(command=None, *words):
 if __name__ == "__main__":
     try:
         sys.exit(main(*sys.argv[1:]))
-    except (ValueError, OSError, ElementTree.ParseError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(str(error))
