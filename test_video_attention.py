@@ -3065,7 +3065,8 @@ def find(names, known, where):
     """Nothing, if all the names are known; else an error that lists those that are."""
     unknown = [name for name in names if name not in known]
     if unknown:
-        there = textwrap.fill(", ".join(known) or "nothing", 110, initial_indent="    ", subsequent_indent="    ")
+        words = ", ".join(known) or "nothing"
+        there = textwrap.fill(words, 110, initial_indent="    ", subsequent_indent="    ")
         raise ValueError(f"{where} does not define {', '.join(unknown)}. It has\n{there}")
 
 
