@@ -443,23 +443,23 @@ def mixing_attention(q, k, v, grid, window=1, moved=0.5, whole_heads=False, summ
                   3. Summary tokens, see there, are in the paper only (summary).
     Copy with     attend, count_class_tokens, attend_within_frames, borrow
     """
-    length = grid[0] if segment is None else segment  # frames that mix among themselves
-    joined = q.shape[1] if whole_heads else 1  # heads whose channels are shared out together
-    share = int(moved * joined * q.shape[-1] / max(1, 2 * window))
+    t = grid[0] if segment is None else segment  # frames that mix among themselves
+    j = q.shape[1] if whole_heads else 1  # heads whose channels are shared out together
+    share = int(moved * j * q.shape[-1] / max(1, 2 * window))
     borrows = window > 0 and moved > 0
-    if window < 0 or not 0.0 <= moved <= 1.0 or length < 1 or grid[0] % length or (borrows and share < 1):
+    if window < 0 or not 0.0 <= moved <= 1.0 or t < 1 or grid[0] % t or (borrows and share < 1):
         given = f"window={window}, moved={moved}, segment={segment} for {grid[0]} frames, d={q.shape[-1]}"
         raise ValueError(f"{given}: use window >= 0, moved in 0..1, a channel a frame, a segment dividing T")
     steps = [(sign * i, 0, 0) for i in range(1, window + 1) for sign in (1, -1)]
 
     def mix_and_attend(q, k, v):
         frames, h, L, d = q.shape  # keys after the first L are summary tokens, which belong to no frame
+        n, g = frames // t, h // j
         mixed = []
-        for x in (k, v):
-            own = rearrange(x[:, :, :L], "(B t) (g j) L d -> B t g L (j d)", t=length, j=joined)
-            own = borrow(own, steps, share)  # (frames // length, length, h // joined, L, joined*d)
-            own = rearrange(own, "B t g L (j d) -> (B t) (g j) L d", j=joined)  # (frames, h, L, d)
-            mixed.append(torch.cat([own, x[:, :, L:]], dim=2))
+        for y in (k, v):
+            x = rearrange(y[:, :, :L], "(n t) (g j) L d -> n t g L (j d)", t=t, j=j)  # (n, t, g, L, j*d)
+            x = rearrange(borrow(x, steps, share), "n t g L (j d) -> (n t) (g j) L d", j=j)  # (n*t, h, L, d)
+            mixed.append(torch.cat([x, y[:, :, L:]], dim=2))
         return attend(q, *mixed)
 
     frames = "B h (T H W) d -> (B T) h (H W) d"
@@ -517,8 +517,8 @@ def trajectory_attention(q, k, v, grid, proj_q, proj_kv, first_stage=attend_per_
     Sees          everything
     Class token   Sees everything, itself too, and skips the second stage. No patch sees it.
     Cost          2*(T*S)**2*D + 2*C*(C + T*S)*D + 3*T*S*D**2 + 2*T*S*h*T*D
-    Differs       The published weights were trained with a slip: the second stage takes y~ itself as its value,
-                  and W_v is never used. project_values=False is that.
+    Differs       The published weights were trained with a slip: the second stage takes y~ itself as its
+                  value, and W_v is never used. project_values=False is that.
     Copy with     attend, count_class_tokens, attend_per_frame
     """
     C = count_class_tokens(q, grid, k, v)
@@ -809,13 +809,13 @@ def borrow_from_neighbours(x, grid, steps, share, segment=None):
     C = count_class_tokens(x, grid, x)
     T, H, W = grid
     B, h, N, d = x.shape
-    length = T if segment is None else segment
-    if C > 0 or length < 1 or T % length or not 1 <= share <= h * d // len(steps):
+    t = T if segment is None else segment
+    if C > 0 or t < 1 or T % t or not 1 <= share <= h * d // len(steps):
         given = f"{N} tokens, {grid}, segment={segment}, {len(steps)} shares of {share} in {h * d} channels"
         raise ValueError(f"{given}: needs no class tokens, a segment that divides T, and shares that fit")
-    x = rearrange(x, "B h (n t H W) d -> (B n) t H W (h d)", t=length, H=H, W=W)
-    x = borrow(x, steps, share)  # (B * (T // length), length, H, W, h*d)
-    return rearrange(x, "(B n) t H W (h d) -> B h (n t H W) d", n=T // length, h=h)  # (B, h, N, d)
+    x = rearrange(x, "B h (n t H W) d -> (B n) t H W (h d)", t=t, H=H, W=W)  # (B*T // t, t, H, W, h*d)
+    x = borrow(x, steps, share)
+    return rearrange(x, "(B n) t H W (h d) -> B h (n t H W) d", n=T // t, h=h)  # (B, h, N, d)
 
 
 class LinearAttention(Attention):
@@ -1253,7 +1253,7 @@ class VideoTransformer(nn.Module):
         grid = T, H, W
         if self.class_token is not None:
             C = T if self.class_token_kind == "frame" else 1
-            x = torch.cat([self.class_token.expand(B, C, D), x], dim=1)  # (B, C + N, D)
+            x = torch.cat([self.class_token.expand(B, C, D), x], dim=1)  # (B, C + T*H*W, D)
         x = self.dropout(self.position(x, grid))
         for block in self.blocks:
             again = self.checkpoint and self.training
