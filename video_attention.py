@@ -710,7 +710,7 @@ def nystrom_attention(q, k, v, grid, landmarks=128, iterations=6, one_scale=Fals
     P = min(landmarks, N)
     q_means, k_means = (segment_means(x, P) for x in (q, k))  # (B, h, P, d)
     found = attend(q_means, k, v)
-    scores = q_means @ k_means.transpose(-1, -2) / math.sqrt(d)  # (B, h, P, P)
+    scores = q_means / math.sqrt(d) @ k_means.transpose(-1, -2)  # (B, h, P, P)
     return attend(q, k_means, iterative_inverse(scores.softmax(dim=-1), iterations, one_scale) @ found)
 
 
@@ -723,7 +723,7 @@ def nystrom_per_frame(q, k, v, T, landmarks=128, iterations=6):
     P = min(landmarks, N)
     by_place = (rearrange(x, "B h (T S) d -> B h (S T) d", T=T) for x in (q, k))
     q_means, k_means = (segment_means(x, P) for x in by_place)  # (B, h, P, d)
-    scores = q_means @ k_means.transpose(-1, -2) / math.sqrt(d)  # (B, h, P, P)
+    scores = q_means / math.sqrt(d) @ k_means.transpose(-1, -2)  # (B, h, P, P)
     found = attend_per_frame(q_means, k, v, T).flatten(3)  # (B, h, P, T*d)
     found = iterative_inverse(scores.softmax(dim=-1), iterations) @ found
     return attend(q, k_means, found).unflatten(3, (T, d))
@@ -791,8 +791,8 @@ def linear_attention(q, k, v, grid, gate_q=None, gate_k=None):
     q, k = (F.relu(x) + x.shape[-1] ** -0.5 for x in (q, k))  # the floor keeps every token in view
     if gate_q is not None:
         q, k = fixate(q, k, v, gate_q, gate_k)
-    J = k.shape[-2]
-    return attend_linearly(q, k / J, v, 1e-6 / J)  # means over keys: their sums would leave half precision
+    J, s = k.shape[-2], q.shape[-1] * q.amax(dim=-1, keepdim=True)  # without them sums outgrow half precision
+    return attend_linearly(q / s, k / J, v, 1e-6 / (J * s))
 
 
 # ==== NEIGHBOURHOOD ASSOCIATION: channels from across the axis attended along =================== LVT =======
