@@ -1707,7 +1707,7 @@ class TestBackbone:
 
     @every_scheme
     def test_compiles_without_a_break(self, name):
-        """By itself the graph is only traced; VA_COMPILE=inductor also builds it, as torch does by default."""
+        """Here the graph is only traced; VA_COMPILE=inductor also builds it, as torch does by default."""
         torch._dynamo.reset()
         model, video = tiny(name, depth=1), torch.randn(VIDEO)
         expected, parameters = model(video), list(model.parameters())
@@ -2753,6 +2753,60 @@ class TestMovingObjects:
         assert torch.equal(first, again) and not torch.equal(first, other)
 
 
+@pytest.mark.skipif(moving_objects is None, reason="tiny_data is not here")
+class TestBenchmark:
+    """What python video_attention.py prints; how fast it is, only the machine can tell."""
+
+    @pytest.fixture(autouse=True)
+    def module(self, seeded):
+        self.benchmark = importlib.import_module("tiny_data.benchmark")
+
+    def test_the_plain_trajectory_is_trajectory_attention(self):
+        """What is timed against must compute the same."""
+        plain = self.benchmark.PlainTrajectoryAttention(D, h).double()
+        folded = va.TrajectoryAttention(D, h).double()
+        plain.load_state_dict(folded.state_dict())
+        x = randn(B, math.prod(GRID), D)
+        same(plain(x, GRID), folded(x, GRID))
+
+    def test_what_is_measured(self):
+        row = self.benchmark.measure("joint", (2, 3, 4), dim=D, heads=h, repeats=1)
+        assert row["parameters"] == 4 * D * (D + 1) and row["macs"] == 4 * 24 * D**2 + 2 * 24**2 * D
+        assert 0 < row["forward_ms"] and 0 < row["both_ms"] and 0 < row["peak_mb"] < 1
+
+    def test_peak_is_what_is_held_at_once(self):
+        def call():
+            for _ in range(3):
+                kept = torch.ones(500, 1000)  # 2 MB
+                kept[:250] + torch.ones(250, 1000)  # two of 1 MB, soon freed
+
+        assert self.benchmark.peak_megabytes(call) == 2 + 1 + 1
+        assert self.benchmark.peak_megabytes(lambda: torch.ones(500, 1000)) == 2
+
+    def test_exponent_is_the_slope_on_log_axes(self):
+        assert self.benchmark.exponent([1, 2, 8], [3.0, 12.0, 192.0]) == pytest.approx(2)
+
+    def test_tables(self, monkeypatch, capsys):
+        size = "--grid 2 3 4 --dim 24 --heads 2 --growth 1 2 --repeats 1 --schemes space lvt".split()
+        monkeypatch.setattr(sys, "argv", ["video_attention.py", *size])
+        self.benchmark.main()
+        lines = capsys.readouterr().out.splitlines()
+        for name in ("joint", "space", "lvt"):
+            assert sum(line.startswith(name) for line in lines) == 2
+        monkeypatch.setattr(sys, "argv", ["video_attention.py", *size, "--json"])
+        self.benchmark.main()
+        found = json.loads(capsys.readouterr().out)
+        assert found["results"].keys() == {"joint", "space", "lvt"}
+        assert found["grids"] == [[2, 3, 4], [2, 6, 4]]
+        assert found["results"]["space"][1]["macs"] == 4 * 48 * 24**2 + 2 * 2 * 24**2 * 24
+
+    def test_targets_say_what_is_missed(self, capsys):
+        assert self.benchmark.print_targets([("one", 0.5, 0.5)])
+        assert not self.benchmark.print_targets([("one", 0.5, 0.6), ("two", 0.7, 0.6)])
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.endswith("MISSED") for line in lines] == [False, False, True]
+
+
 class TestErrors:
     """What is wrong, in numbers, and what would be right."""
 
@@ -3789,8 +3843,8 @@ for axis, step in zip((2, 3, 4), stride):
     for axis, step in zip((4, 3, 2), stride):
 means = [part.mean(dim=axis) for part in patches.split(step, dim=axis)]
     means = [part.sum(dim=axis) for part in patches.split(step, dim=axis)]
-if step.count(0) == 2:
-    if step.count(0) == 3:
+part = torch.zeros_like(own) if step.count(0) == 2 else own.clone()
+    part = torch.zeros_like(own) if step.count(0) == 3 else own.clone()
 steps = [(sign * i, 0, 0) for i in range(1, window + 1) for sign in (1, -1)]
     steps = [(sign * i, 0, 0) for i in range(1, window + 1) for sign in (-1, 1)]
 frames, h, L, d = q.shape
@@ -3837,7 +3891,7 @@ if I * J * (M + d) < (I + J) * M * d:
     if I * J < (I + J) * d:
 q, k = (F.relu(x) + x.shape[-1] ** -0.5 for x in (q, k))
     q, k = (F.relu(x + x.shape[-1] ** -0.5) for x in (q, k))
-return attend_linearly(q / s, k / J, v, 1e-6 / (J * s))
+return attend_linearly(q / s, k / k.shape[-2], v, 1e-6 / (k.shape[-2] * s))
     return attend_linearly(q, k, v, 1e-6)
 x = torch.cat([q, k, v], dim=-1)
     x = torch.cat([k, q, v], dim=-1)

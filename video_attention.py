@@ -115,7 +115,7 @@ def attend_within_frames(q, k, v, grid, pattern, kernel=attend, summary=False):
         if summary and i > 0:
             means = reduce(x[:, :, C:], "B h (T S) d -> B h T d", "mean", T=T)  # (B, h, T, d)
             parts.append(repeat(means, "B h R d -> (B T n) h R d", T=T, n=n))
-        groups.append(torch.cat(parts, dim=2))
+        groups.append(torch.cat(parts, dim=2) if len(parts) > 1 else group)
     out = kernel(*groups)  # (B*T*n, h, min(C, 1) + H*W // n, d)
     backwards = " -> ".join(reversed(pattern.split(" -> ")))
     patches = rearrange(out[:, :, min(C, 1) :], backwards, T=T, H=H, W=W)  # (B, h, N - C, d)
@@ -187,7 +187,7 @@ class Attention(nn.Module):
         B, N, D = x.shape
         q, k, v = self.project(x[:, C:])  # (B, self.heads, N - C, D // self.heads)
         out = self.merge(self.mechanism(q, k, v, grid, **self.options))  # (B, N - C, D)
-        return F.pad(out, (0, 0, C, 0))  # (B, N, D)
+        return F.pad(out, (0, 0, C, 0)) if C > 0 else out  # (B, N, D)
 
     def project(self, x):
         """x (B, N, D) -> q, k and v (B, h, N, d)"""
@@ -265,7 +265,7 @@ def time_attention(q, k, v, grid, kernel=attend):
     places = "B h (T H W) d -> (B H W) h T d"
     q, k, v = (rearrange(x[:, :, C:], places, T=T, H=H, W=W) for x in (q, k, v))  # (B*H*W, h, T, d)
     out = rearrange(kernel(q, k, v), "(B H W) h T d -> B h (T H W) d", H=H, W=W)  # (B, h, T*H*W, d)
-    return F.pad(out, (0, 0, C, 0))  # (B, h, N, d)
+    return F.pad(out, (0, 0, C, 0)) if C > 0 else out  # (B, h, N, d)
 
 
 class TimeAttention(Attention):
@@ -407,17 +407,17 @@ def borrow(x, steps, share):
     patch (t, y, x) + steps[0], the next `share` those of (t, y, x) + steps[1], and so on; the rest stay. Past
     the border are zeros, but for diagonal steps, which leave a patch its own (the rule of LVT's code).
     """
-    out = x.clone()
+    parts = []
     for i, step in enumerate(steps):
-        channels = slice(i * share, (i + 1) * share)
-        if step.count(0) == 2:  # along one axis
-            out[..., channels] = 0.0
+        own = x[..., i * share : (i + 1) * share]  # (*x.shape[:4], share)
+        part = torch.zeros_like(own) if step.count(0) == 2 else own.clone()  # (*x.shape[:4], share)
         here, there = [slice(None)], [slice(None)]
         for move, size in zip(step, x.shape[1:4]):
             here.append(slice(max(0, -move), max(0, min(size, size - move))))
             there.append(slice(max(0, move), max(0, min(size, size + move))))
-        out[(*here, channels)] = x[(*there, channels)]
-    return out
+        part[tuple(here)] = own[tuple(there)]
+        parts.append(part)
+    return torch.cat([*parts, x[..., len(steps) * share :]], dim=4)  # x.shape
 
 
 def mixing_attention(q, k, v, grid, window=1, moved=0.5, whole_heads=False, summary=False, segment=None):
@@ -459,7 +459,7 @@ def mixing_attention(q, k, v, grid, window=1, moved=0.5, whole_heads=False, summ
         for y in (k, v):
             x = rearrange(y[:, :, :L], "(n t) (g j) L d -> n t g L (j d)", t=t, j=j)  # (n, t, g, L, j*d)
             x = rearrange(borrow(x, steps, share), "n t g L (j d) -> (n t) (g j) L d", j=j)  # (n*t, h, L, d)
-            mixed.append(torch.cat([x, y[:, :, L:]], dim=2))
+            mixed.append(torch.cat([x, y[:, :, L:]], dim=2) if summary else x)
         return attend(q, *mixed)
 
     frames = "B h (T H W) d -> (B T) h (H W) d"
@@ -791,8 +791,8 @@ def linear_attention(q, k, v, grid, gate_q=None, gate_k=None):
     q, k = (F.relu(x) + x.shape[-1] ** -0.5 for x in (q, k))  # the floor keeps every token in view
     if gate_q is not None:
         q, k = fixate(q, k, v, gate_q, gate_k)
-    J, s = k.shape[-2], q.shape[-1] * q.amax(dim=-1, keepdim=True)  # without them sums outgrow half precision
-    return attend_linearly(q / s, k / J, v, 1e-6 / (J * s))
+    s = q.shape[-1] * q.amax(dim=-1, keepdim=True)  # (*q.shape[:-1], 1), for sums that fit half precision
+    return attend_linearly(q / s, k / k.shape[-2], v, 1e-6 / (k.shape[-2] * s))
 
 
 # ==== NEIGHBOURHOOD ASSOCIATION: channels from across the axis attended along =================== LVT =======
@@ -1428,7 +1428,7 @@ def as_released(family, weights):
         step = partial(LinearAttention, fixation=(None, "shared", "separate")[gates], neighbours=True)
         stride = weights["patches.proj.weight"].shape[-1] * 7 // 8
         steps = [partial(step, axis="time"), partial(step, axis="space")]
-        return PRESETS["lvt"] | dict(attention=steps, patch_stride=stride, resize="repeat")
+        return PRESETS["lvt"] | dict(attention=steps, patch_stride=stride)
     return dict(attention="joint", gelu="tanh")  # vivit
 
 
