@@ -1181,11 +1181,11 @@ class TestOrthoformer(Ladder):
         assert torch.equal(va.most_orthogonal_subset(x, 40), va.most_orthogonal_subset(x.float(), 40))
 
     def test_cost_inside_trajectory_attention(self):
-        T, S, P = 4, 14, 11
-        q, k, v, prototypes = (torch.empty(1, h, n, d, device="meta") for n in (T * S, T * S, T * S, P))
-        names = dict(T=T, S=S, P=P, D=D, I=T * S)
-        macs = counted(lambda: va.orthoformer_per_frame(q, k, v, T, prototypes))
-        assert macs == eval(formula(va.orthoformer_per_frame), names)
+        for T, S, P, I in ((4, 14, 11, 56), (2, 9, 5, 18), (7, 3, 4, 5)):
+            q, k, v, prototypes = (torch.empty(1, h, n, d, device="meta") for n in (I, T * S, T * S, P))
+            names = dict(T=T, S=S, P=P, D=D, I=I)
+            macs = counted(lambda: va.orthoformer_per_frame(q, k, v, T, prototypes))
+            assert macs == eval(formula(va.orthoformer_per_frame), names)
 
     def test_inside_trajectory_attention(self):
         """The first stage with the same prototypes for all frames, the softmax over keys inside each."""
@@ -1430,6 +1430,52 @@ class TestGrowth:
             assert divided * T * S == macs_of(va.joint_attention, grid) * (T + S)
 
 
+class TestCosts:
+    """The formulas of what the mechanisms are made of, each at three sizes."""
+
+    parts = ("attend", "Attention", "most_orthogonal_subset", "orthoformer_per_frame", "attend_linearly")
+    parts += ("fixate", "MLP")
+    sizes = pytest.mark.parametrize("I, J, M, e", [(3, 5, 7, 2), (11, 2, 5, 9), (16, 32, 3, 4)])
+
+    def test_every_formula_of_the_file_is_compared(self):
+        compared = {question.mechanism.__name__ for question in Ladder.__subclasses__()} | set(self.parts)
+        documents = {name: getattr(va, name).__doc__ or "" for name in definitions()}
+        assert {name for name, text in documents.items() if re.search("^ *Cost  ", text, re.M)} <= compared
+
+    @sizes
+    def test_attend(self, I, J, M, e):
+        q, k, v = (torch.empty(1, 1, *size, device="meta") for size in ((I, M), (J, M), (J, e)))
+        assert counted(lambda: va.attend(q, k, v)) == eval(formula(va.attend), dict(I=I, J=J, d=M, e=e))
+
+    @sizes
+    def test_attend_linearly(self, I, J, M, e):
+        q, k, v = (torch.empty(*size, device="meta") for size in ((I, M), (J, M), (J, e)))
+        names = dict(I=I, J=J, M=M, d=e, min=min)
+        assert counted(lambda: va.attend_linearly(q, k, v)) == eval(formula(va.attend_linearly), names)
+
+    @sizes
+    def test_most_orthogonal_subset(self, I, J, M, e):
+        x = torch.empty(I + J, M, device="meta")
+        expected = eval(formula(va.most_orthogonal_subset), dict(n=I + J, d=M))
+        assert counted(lambda: va.most_orthogonal_subset(x, J)) == expected
+
+    @sizes
+    def test_projections(self, I, J, M, e):
+        """What is left of a module's cost without its mechanism's."""
+        for zero_init, each in ((False, 4), (True, 5)):
+            module = va.JointAttention(M * e, e, zero_init=zero_init).to("meta")
+            x = torch.empty(1, I * J, M * e, device="meta")
+            macs = counted(lambda: module(x, (I, J, 1))) - 2 * (I * J) ** 2 * M * e
+            assert macs == each / 4 * eval(formula(va.Attention), dict(N=I * J, D=M * e))
+
+    @sizes
+    def test_mlp(self, I, J, M, e):
+        for depthwise in (False, True):
+            mlp = va.MLP(M, e, depthwise=depthwise).to("meta")
+            macs = counted(lambda: mlp(torch.empty(1, I * J, M, device="meta"), (1, I, J)))
+            assert macs == eval(formula(va.MLP), dict(N=I * J, D=M, hidden=e)) + 9 * I * J * e * depthwise
+
+
 # ==== LINEAR VIDEO TRANSFORMER ==============================================================================
 
 
@@ -1505,11 +1551,12 @@ class TestFixation:
             same(k_fixed, g_k * k)
 
     def test_shared_gate_is_evaluated_once(self):
-        q, k, v = (torch.empty(1, h, 140, d, device="meta") for _ in range(3))
         gate_q, gate_k = (gate.to("meta") for gate in self.gates())
-        names = dict(N=140, d=d, D=D)
-        assert counted(lambda: va.fixate(q, k, v, gate_q)) == eval(formula(va.fixate), names)
-        assert counted(lambda: va.fixate(q, k, v, gate_q, gate_k)) == 2 * eval(formula(va.fixate), names)
+        for N in (140, 9, 35):
+            q, k, v = (torch.empty(1, h, N, d, device="meta") for _ in range(3))
+            once = eval(formula(va.fixate), dict(N=N, d=d, D=D))
+            assert counted(lambda: va.fixate(q, k, v, gate_q)) == once
+            assert counted(lambda: va.fixate(q, k, v, gate_q, gate_k)) == 2 * once
 
     @pytest.mark.parametrize("fixation", ["shared", "separate"])
     def test_an_even_gate_changes_nothing(self, fixation):
