@@ -1842,10 +1842,10 @@ class TestPrecision:
         features differ by more powers of ten than float16 has."""
         if dtype is torch.float16 and "performer" in name:
             pytest.skip("FAVOR+ has no room in float16")
-        x = 100 * torch.randn(B, math.prod(GRID), D)
+        x = 100 * torch.randn(B, math.prod(GRID), 128)
         for step in va.ATTENTION[name]:
             with torch.autocast("cpu", dtype=dtype):
-                assert step(D, h)(x, GRID).isfinite().all()
+                assert step(128, 2)(x, GRID).isfinite().all()
 
     def test_linear_attention_of_a_long_clip(self):
         """1,569 tokens of scale 10: their sums would be far past 65,504, the end of float16."""
