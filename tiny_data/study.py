@@ -18,7 +18,7 @@ import video_attention as va
 from .generator import FRAMES, SIZE, moving_objects
 
 SEEDS = 3
-STEPS = {"plain": 150, "moving camera": 400}  # one after the other, the second from the first's weights
+STEPS = {"plain": 150, "moving camera": 600}  # one after the other, the second from the first's weights
 BATCH, RATE, WARM_UP = 32, 3e-3, 20  # clips a step, AdamW's peak rate, steps to get there
 EVERY, TEST = 50, 512  # steps between two looks at the test clips, and how many clips these are
 GRID = dict(num_classes=2, num_frames=FRAMES, image_size=SIZE, patch_size=4, class_token="none", head="mean")
@@ -34,7 +34,7 @@ def prototypes(choice):
     return [partial(va.OrthoformerTrajectoryAttention, prototypes=16, choice=choice)]
 
 
-MODELS = {  # name: VideoTransformer's arguments; the slowest first, so that no worker is left alone at the end
+MODELS = {  # VideoTransformer's arguments; the slowest first, so that no worker is left alone at the end
     "trajectory, orthogonal": dict(attention=prototypes("orthogonal")),
     "trajectory, segments": dict(attention=prototypes("segments")),
     "trajectory, random": dict(attention=prototypes("random")),
@@ -52,6 +52,8 @@ MODELS = {  # name: VideoTransformer's arguments; the slowest first, so that no 
     "summary": dict(attention="summary"),
     "pooled": dict(attention="pooled"),
     "joint": dict(attention="joint"),
+    "divided, no head start": dict(attention="divided"),
+    "joint, no head start": dict(attention="joint"),
     "space + time table": dict(attention="space"),
     "space": dict(attention="space", position="space"),
 }
@@ -66,7 +68,7 @@ def waves(n, width):
 @torch.no_grad()
 def head_start(model, sharpness=3.0):
     """Not what the papers do, but the same push for every mechanism: tables that begin as sines and cosines,
-    queries that begin equal to keys, so that a patch first looks for what is like itself, and sharper scores."""
+    and queries that begin as sharpened keys, so that a patch first looks for what is like itself."""
     (T, H, W), D = model.position.grid, model.norm.weight.numel()
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):
@@ -87,6 +89,7 @@ def head_start(model, sharpness=3.0):
 
 def build(name, seed, pushed=True):
     """A model of the study before its training; without the push it is as the papers start."""
+    pushed = pushed and not name.endswith("no head start")
     torch.manual_seed(seed)
     model = va.VideoTransformer(**GRID | WIDTHS | MODELS[name])
     return head_start(model) if pushed else model
@@ -106,8 +109,9 @@ def diet(seed, task):
 
 @lru_cache(maxsize=2)
 def controls(task):
-    """The test clips of a task, both labels alike often, and the same clips with their order tampered with."""
-    video, label, _ = moving_objects(TEST, 10**6, camera=task == "moving camera", labels=torch.arange(TEST) % 2)
+    """The test clips of a task, both labels alike often, and the same clips with their order changed."""
+    camera = task == "moving camera"
+    video, label, _ = moving_objects(TEST, 10**6, camera=camera, labels=torch.arange(TEST) % 2)
     order = torch.rand(TEST, FRAMES, generator=torch.Generator().manual_seed(0)).argsort(dim=1)
     shuffled = video.gather(2, order[:, None, :, None, None].expand_as(video))
     still = video[:, :, 1:2].expand_as(video)
@@ -126,7 +130,8 @@ def train(name, seed):
     model, result = build(name, seed), dict(name=name, seed=seed, seconds=0.0)
     for task, steps in STEPS.items():
         (videos, labels), (tests, label) = diet(seed, task), controls(task)
-        optimizer = torch.optim.AdamW(model.parameters(), RATE, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
+        settings = dict(betas=(0.9, 0.95), weight_decay=0.05, fused=True)
+        optimizer = torch.optim.AdamW(model.parameters(), RATE, **settings)
         curve = []
         for step in range(steps):
             start = time.perf_counter()
