@@ -407,9 +407,9 @@ def borrow(x, steps, share):
     patch (t, y, x) + steps[0], the next `share` those of (t, y, x) + steps[1], and so on; the rest stay. Past
     the border are zeros, but for diagonal steps, which leave a patch its own (the rule of LVT's code).
     """
+    *lent, rest = x.split([share] * len(steps) + [x.shape[4] - share * len(steps)], dim=4)
     parts = []
-    for i, step in enumerate(steps):
-        own = x[..., i * share : (i + 1) * share]  # (*x.shape[:4], share)
+    for own, step in zip(lent, steps):
         part = torch.zeros_like(own) if step.count(0) == 2 else own.clone()  # (*x.shape[:4], share)
         here, there = [slice(None)], [slice(None)]
         for move, size in zip(step, x.shape[1:4]):
@@ -417,7 +417,7 @@ def borrow(x, steps, share):
             there.append(slice(max(0, move), max(0, min(size, size + move))))
         part[tuple(here)] = own[tuple(there)]
         parts.append(part)
-    return torch.cat([*parts, x[..., len(steps) * share :]], dim=4)  # x.shape
+    return torch.cat([*parts, rest], dim=4)  # x.shape
 
 
 def mixing_attention(q, k, v, grid, window=1, moved=0.5, whole_heads=False, summary=False, segment=None):
@@ -457,8 +457,8 @@ def mixing_attention(q, k, v, grid, window=1, moved=0.5, whole_heads=False, summ
         n, g = frames // t, h // j
         mixed = []
         for y in (k, v):
-            x = rearrange(y[:, :, :L], "(n t) (g j) L d -> n t g L (j d)", t=t, j=j)  # (n, t, g, L, j*d)
-            x = rearrange(borrow(x, steps, share), "n t g L (j d) -> (n t) (g j) L d", j=j)  # (n*t, h, L, d)
+            x = rearrange(y[:, :, :L], "(n t) (g j) L d -> n t L g (j d)", t=t, j=j)  # (n, t, L, g, j*d)
+            x = rearrange(borrow(x, steps, share), "n t L g (j d) -> (n t) (g j) L d", j=j)  # (n*t, h, L, d)
             mixed.append(torch.cat([x, y[:, :, L:]], dim=2) if summary else x)
         return attend(q, *mixed)
 
@@ -576,7 +576,7 @@ def most_orthogonal_subset(x, count, start=0, criterion="max"):
         x = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(-1, n, d)  # (R, n, d)
         R = x.shape[0]
         x = F.normalize(x, dim=2)
-        cosine = (x @ x.transpose(1, 2)).abs()  # (R, n, n)
+        cosine = (x @ x.transpose(1, 2)).abs_()  # (R, n, n)
         cosine.diagonal(dim1=1, dim2=2).fill_(torch.inf)  # never the same twice
         each = torch.arange(R, device=x.device)  # (R,)
         picked = [torch.full_like(each, start)]
