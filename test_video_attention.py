@@ -1581,6 +1581,19 @@ class TestFixation:
         assert count == 4 * D * D + 4 * D + gates * (3 * d * d + d)
 
 
+    def test_a_closed_gate_is_no_division_by_zero(self):
+        q, k, v = qkv()
+        closed = nn.Linear(3 * d, d).double()
+        nn.init.zeros_(closed.weight)
+        for bias in (-30.0, -200.0, -1000.0):
+            nn.init.constant_(closed.bias, bias)
+            for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+                gate = nn.Linear(3 * d, d).to(dtype)
+                gate.load_state_dict(closed.state_dict())
+                out = va.linear_attention(q.to(dtype), k.to(dtype), v.to(dtype), GRID, gate)
+                assert out.isfinite().all(), f"bias {bias}, {dtype}"
+
+
 class TestNeighbourhood:
     """Keys and values take channels from their neighbours, and nobody multiplies anything."""
 
@@ -2985,6 +2998,8 @@ class TestBadInput:
         [
             (lambda x: va.attend(x, x[:, :, :0], x[:, :, :0]), r"\(2, 3, 0, 6\)"),
             (lambda x: va.attend(x.long(), x.long(), x.long()), "int64"),
+            (lambda x: va.attend(x[0, 0, 0], x[0, 0, 0], x[0, 0, 0]), r"\(6,\)"),
+            (lambda x: va.LinearAttention(D, h, neighbours=True), "axis='joint'.*neighbours"),
             (lambda x: va.attend(x, x[:, :2], x[:, :2]), r"\(2, 2, 140, 6\)"),
             (lambda x: va.attend(x, x[:, :1], x[:, :1]), r"\(2, 1, 140, 6\)"),
             (lambda x: va.attend_linearly(x, x[:, :, 1:], x), r"\(2, 3, 139, 6\)"),
@@ -3894,14 +3909,14 @@ part = torch.zeros_like(own) if step.count(0) == 2 else own.clone()
     part = torch.zeros_like(own) if step.count(0) == 3 else own.clone()
 steps = [(sign * i, 0, 0) for i in range(1, window + 1) for sign in (1, -1)]
     steps = [(sign * i, 0, 0) for i in range(1, window + 1) for sign in (-1, 1)]
-frames, h, L, d = q.shape
-    frames, h, L, d = k.shape
-q = rearrange(proj_q(path[:, :, t]), "B S (h d) -> B S h d", h=h)
-    q = rearrange(proj_q(path[:, :, 0]), "B S (h d) -> B S h d", h=h)
+n, (h, L, d) = q.shape[0] // t, q.shape[1:]
+    n, (h, L, d) = k.shape[0] // t, k.shape[1:]
+u = rearrange(proj_q(path[:, :, t]), "B S (h d) -> B S h d", h=h)
+    u = rearrange(proj_q(path[:, :, 0]), "B S (h d) -> B S h d", h=h)
 w_k, w_v = rearrange(proj_kv.weight, "(two h d) D -> two h d D", two=2, h=h)
     w_k, w_v = rearrange(proj_kv.weight, "(h two d) D -> two h d D", two=2, h=h)
-weights = (torch.einsum("BShD,BSTD->BShT", q, path) / math.sqrt(d)).softmax(dim=-1)
-    weights = (torch.einsum("BShD,BSTD->BShT", q, path)).softmax(dim=-1)
+weights = (torch.einsum("BShD,BSTD->BShT", u, path) / math.sqrt(d)).softmax(dim=-1)
+    weights = torch.einsum("BShD,BSTD->BShT", u, path).softmax(dim=-1)
 def __init__(self, dim, heads, *args, project_values=True, **options):
     def __init__(self, dim, heads, *args, project_values=False, **options):
 look = partial(self.first_stage, **options)

@@ -23,21 +23,21 @@ SKELETON    each mechanism is
     1. a pure function of q, k and v (B, h, C + T*S, d), projected and split into heads, and of the grid, that
        returns the same shape;
     2. a module that holds the projections: module(x, (T, H, W)), x (B, C + T*S, D) -> the same shape.
-    In a picture Q is the patch that asks and # what it sees, in four frames of 4 x 6 patches. Cost counts the
-    multiply-accumulates for one clip beside the projections, with c = min(C, 1). Differs says where paper,
-    released code and this file part; Copy with names what has to come along into another project.
+    In a picture Q is the patch that asks and # what it sees, in four frames of 4 x 6 patches. Cost counts a
+    clip's multiply-accumulates without the qkv and output projections, with c = min(C, 1). Differs says where
+    paper, released code and this file part; Copy with what must come along, in file order, beside imports.
 
-CONTENTS    search for the words in capitals; numbers are the papers' on arXiv
+CONTENTS    search for the words in capitals; numbers on arXiv, in brackets what the five are compared with
     SOFTMAX ATTENTION, GROUPS OF TOKENS, PROJECTIONS    what all of them are built from
     SPACE, JOINT SPACE-TIME, DIVIDED,
     SPARSE LOCAL-GLOBAL, AXIAL                          TimeSformer 2102.05095; joint also ViViT 2103.15691
-    POOLED                                              after MViT 2104.11227
+    POOLED                                              simplified (MViT 2104.11227)
     SPACE-TIME MIXING, SUMMARY TOKENS                   X-ViT 2106.05968
-    TRAJECTORY, ORTHOFORMER                             Motionformer 2106.05392, compared there with
-    NYSTROM                                             Nystromformer 2102.03902
+    TRAJECTORY, ORTHOFORMER                             Motionformer 2106.05392
+    NYSTROM                                             (Nystromformer 2102.03902)
     LINEAR, FEATURE FIXATION,
     NEIGHBOURHOOD ASSOCIATION                           LVT, the Linear Video Transformer 2210.08164
-    PERFORMER                                           Performer (FAVOR+) 2009.14794
+    PERFORMER                                           (Performer, FAVOR+ 2009.14794)
     THE TABLE                                           ATTENTION: a scheme is a short list of steps
     TOKENS, BLOCKS, HEADS, THE BACKBONE                 VideoTransformer, preset
     RELEASED WEIGHTS                                    from_released, load_image_weights
@@ -66,7 +66,7 @@ def attend(q, k, v, return_weights=False):
 
     Cost          I*J*(d + e)
     """
-    alike = q.shape[:-2] == k.shape[:-2] == v.shape[:-2] and q.shape[-1] == k.shape[-1] > 0
+    alike = q.ndim > 1 and q.shape[:-2] == k.shape[:-2] == v.shape[:-2] and q.shape[-1] == k.shape[-1] > 0
     one_dtype = q.dtype == k.dtype == v.dtype or torch.is_autocast_enabled(q.device.type)
     if not (alike and k.shape[-2] == v.shape[-2] > 0 and one_dtype and q.is_floating_point()):
         given = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in (q, k, v))
@@ -80,9 +80,9 @@ def attend(q, k, v, return_weights=False):
 
 # ==== GROUPS OF TOKENS: many mechanisms are exact attention, but inside small groups ========================
 def count_class_tokens(x, grid, *others):
-    """C, the class tokens of x (B, C + T*S, D), or of q beside k and v; ValueError if they do not fit."""
-    n = 4 if others else 3
-    if any(y.shape != x.shape or y.ndim != n or not y.is_floating_point() for y in (x, *others)):
+    """C, how many class tokens x (B, C + T*S, D) has, or q beside k and v; ValueError if they do not fit."""
+    axes = 4 if others else 3
+    if any(y.shape != x.shape or y.ndim != axes or not y.is_floating_point() for y in (x, *others)):
         given = ", ".join(f"{tuple(y.shape)} {y.dtype}" for y in (x, *others))
         raise ValueError(f"needs floats x (B, C + T*S, D), or q, k and v all (B, h, C + T*S, d), got {given}")
     C = x.shape[-2] - math.prod(grid)
@@ -114,7 +114,7 @@ def attend_within_frames(q, k, v, grid, pattern, kernel=attend, summary=False):
             parts.insert(0, repeat(class_token, "B h T d -> (B T n) h 1 d", n=n))
         if summary and i > 0:
             means = reduce(x[:, :, C:], "B h (T S) d -> B h T d", "mean", T=T)  # (B, h, T, d)
-            parts.append(repeat(means, "B h R d -> (B T n) h R d", T=T, n=n))
+            parts.append(repeat(means, "B h R d -> (B T n) h R d", T=T, n=n))  # R = T: each frame hears all
         groups.append(torch.cat(parts, dim=2) if len(parts) > 1 else group)
     out = kernel(*groups)  # (B*T*n, h, min(C, 1) + H*W // n, d)
     backwards = " -> ".join(reversed(pattern.split(" -> ")))
@@ -155,23 +155,23 @@ class Attention(nn.Module):
 
     module(x, (T, H, W)) with x (B, C + T*S, D) -> the same shape; **options are those of the mechanism.
 
-    With zero_init one more D x D layer follows, which init_weights sets to zero: a block of several steps
-    then starts as if it had only the last, divided attention as an image transformer whose time branch grows
-    from nothing. A mechanism that skips_class_token leaves it as it was: not even a bias reaches it.
+    With zero_init one more D x D layer follows, which VideoTransformer.init_weights sets to zero: a block of
+    several steps then starts as if it had only the last, divided attention as an image transformer whose time
+    branch grows from nothing. A mechanism that skips_class_token adds nothing to it, not even a bias.
 
-    Differs       TimeSformer's paper does not mention that layer but counts its parameters. Its code drops
-                  whole branches before the layer, this file after it, as everywhere.
+    Differs       TimeSformer's paper does not mention that layer but counts its parameters. Its code has
+                  stochastic depth before the layer, this file after it, as everywhere.
     Cost          4*N*D**2        beside the mechanism's own; 5*N*D**2 with zero_init
     """
 
-    mechanism = None  # the pure function
+    mechanism = None  # the pure function, or a method that calls it
     skips_class_token = False
 
     def __init__(self, dim, heads, dropout=0.0, zero_init=False, qkv_bias=True, **options):
         super().__init__()
         if min(dim, heads) < 1 or heads % 1 or dim % heads != 0:
             raise ValueError(f"width dim={dim} does not divide into heads={heads}; use a multiple of heads")
-        self.heads = int(heads)  # einops takes 4.0 for 4 in its cache, but fails on it
+        self.heads = int(heads)  # 4.0 would pass these checks and fail in einops
         self.options = options
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
@@ -407,7 +407,8 @@ def borrow(x, steps, share):
     patch (t, y, x) + steps[0], the next `share` those of (t, y, x) + steps[1], and so on; the rest stay. Past
     the border are zeros, but for diagonal steps, which leave a patch its own (the rule of LVT's code).
     """
-    *lent, rest = x.split([share] * len(steps) + [x.shape[4] - share * len(steps)], dim=4)
+    widths = [share] * len(steps) + [x.shape[4] - share * len(steps)]
+    *lent, rest = x.split(widths, dim=4)  # (*x.shape[:4], widths[-1])
     parts = []
     for own, step in zip(lent, steps):
         part = torch.zeros_like(own) if step.count(0) == 2 else own.clone()  # (*x.shape[:4], share)
@@ -438,7 +439,7 @@ def mixing_attention(q, k, v, grid, window=1, moved=0.5, whole_heads=False, summ
     Class token   One per frame, mixed like the patches; a clip's only one is copied into every frame.
     Cost          2*T*(S + c)**2*D        what space attention costs
     Differs       1. The paper mixes channels of every head; the released models slice the joined heads, so
-                     that whole heads look ahead and others back (whole_heads). The order of parts is theirs.
+                     that most heads move as a whole, ahead or back (whole_heads). Parts are in their order.
                   2. The released Kinetics models mix within segments of 8 of a clip's 16 frames (segment).
                   3. Summary tokens, see there, are in the paper only (summary).
     Copy with     attend, count_class_tokens, attend_within_frames, borrow
@@ -453,8 +454,8 @@ def mixing_attention(q, k, v, grid, window=1, moved=0.5, whole_heads=False, summ
     steps = [(sign * i, 0, 0) for i in range(1, window + 1) for sign in (1, -1)]
 
     def mix_and_attend(q, k, v):
-        frames, h, L, d = q.shape  # keys after the first L are summary tokens, which belong to no frame
-        n, g = frames // t, h // j
+        n, (h, L, d) = q.shape[0] // t, q.shape[1:]  # keys after the first L are summaries, of no frame
+        g = h // j  # to `borrow`, n segments are clips of t frames, L tokens and g groups of heads H and W
         mixed = []
         for y in (k, v):
             x = rearrange(y[:, :, :L], "(n t) (g j) L d -> n t L g (j d)", t=t, j=j)  # (n, t, L, g, j*d)
@@ -462,8 +463,8 @@ def mixing_attention(q, k, v, grid, window=1, moved=0.5, whole_heads=False, summ
             mixed.append(torch.cat([x, y[:, :, L:]], dim=2) if summary else x)
         return attend(q, *mixed)
 
-    frames = "B h (T H W) d -> (B T) h (H W) d"
-    return attend_within_frames(q, k, v, grid, frames, mix_and_attend, summary)
+    pattern = "B h (T H W) d -> (B T) h (H W) d"
+    return attend_within_frames(q, k, v, grid, pattern, mix_and_attend, summary)
 
 
 class MixingAttention(Attention):
@@ -510,9 +511,9 @@ def trajectory_attention(q, k, v, grid, proj_q, proj_kv, first_stage=attend_per_
 
     proj_q is W_q, a linear layer D -> D, and proj_kv is W_k above W_v, D -> 2*D; they see the heads joined.
 
-    W_k and W_v would have to meet T trajectory tokens per patch. But q . (W_k y) = (W_k^T q) . y; a bias in
-    W_k moves all T scores alike, which a softmax does not see; and the mean of W_v y is W_v of the mean. So
-    W_k^T meets the query and W_v the mean, once per patch: the same numbers, 2*D**2 in place of 2*T*D**2.
+    Projecting all T tokens of every trajectory costs 2*T*D**2 a patch. But in each head q . (W_k y) =
+    (W_k^T q) . y; a bias in W_k adds one number to all T scores, which a softmax does not see; and a mean of
+    W_v y + b_v is W_v of the mean + b_v. So 2*D**2 a patch do, for scores and means over D channels, not d.
 
     Sees          everything
     Class token   Sees everything, itself too, and skips the second stage. No patch sees it.
@@ -529,10 +530,10 @@ def trajectory_attention(q, k, v, grid, proj_q, proj_kv, first_stage=attend_per_
     w_k, w_v = rearrange(proj_kv.weight, "(two h d) D -> two h d D", two=2, h=h)  # (h, d, h*d)
     b_v = proj_kv.bias[h * d :].view(h, 1, d)  # (h, 1, d)
     out = [class_token]
-    for t, path in enumerate(rearrange(y, "B h (t S) T d -> t B S T (h d)", t=T)):  # by frames, for memory
-        q = rearrange(proj_q(path[:, :, t]), "B S (h d) -> B S h d", h=h)  # (B, H*W, h, d)
-        q = torch.einsum("BShd,hdD->BShD", q, w_k)  # (B, H*W, h, h*d)
-        weights = (torch.einsum("BShD,BSTD->BShT", q, path) / math.sqrt(d)).softmax(dim=-1)  # (B, H*W, h, T)
+    for t, path in enumerate(rearrange(y, "B h (t S) T d -> t B S T (h d)", t=T)):  # the patches of frame t
+        u = rearrange(proj_q(path[:, :, t]), "B S (h d) -> B S h d", h=h)  # (B, H*W, h, d)
+        u = torch.einsum("BShd,hdD->BShD", u, w_k)  # (B, H*W, h, h*d), u = W_k^T W_q y~
+        weights = (torch.einsum("BShD,BSTD->BShT", u, path) / math.sqrt(d)).softmax(dim=-1)  # (B, H*W, h, T)
         if project_values:
             mean = torch.einsum("BShT,BSTD->BShD", weights, path)  # (B, H*W, h, h*d)
             found = torch.einsum("BShD,hdD->BhSd", mean, w_v) + b_v  # (B, h, H*W, d)
@@ -542,9 +543,7 @@ def trajectory_attention(q, k, v, grid, proj_q, proj_kv, first_stage=attend_per_
     return torch.cat(out, dim=2)  # (B, h, N, d)
 
 
-class TrajectoryAttention(Attention):
-    """project_values as in trajectory_attention; **options are those of the first stage."""
-
+class TrajectoryAttention(Attention):  # **options are those of the first stage
     first_stage = staticmethod(attend_per_frame)
 
     def __init__(self, dim, heads, *args, project_values=True, **options):
@@ -567,7 +566,7 @@ def most_orthogonal_subset(x, count, start=0, criterion="max"):
     cosines come from one product, and each pick reads one row of them.
 
     Cost          n**2*d        for every leading index
-    Differs       The paper and its code start from a random one, so that eval would not repeat itself.
+    Differs       The paper and its code start from a random one; then eval would not repeat itself.
     """
     *leading, n, d = x.shape
     if not 1 <= count <= n or not 0 <= start < n or criterion not in ("max", "sum"):
@@ -611,7 +610,7 @@ def choose_prototypes(
     if choice == "segments":
         return segment_means(x, P)
     i = torch.arange(n, device=x.device) + 104729  # (n,)
-    shuffle = (i * i % 1000003 * i % 1000003).argsort(stable=True)  # the same in every call
+    shuffle = (i * i % 1000003 * i % 1000003).argsort(stable=True)  # the same in every call, compiled too
     if choice == "random":
         return x[:, :, shuffle[:P]]
     if oversample is not None:
@@ -743,8 +742,8 @@ def attend_linearly(q, k, v, eps=1e-6):
 
         out_i = q_i . (sum_j k_j^T v_j) / (q_i . sum_j k_j + eps)
 
-    q (..., I, M), k (..., J, M), v (..., J, d) -> (..., I, d). When the keys are so few that the weights
-    themselves are cheaper, the products are taken in that order; the result is the same.
+    q (..., I, M), k (..., J, M), v (..., J, d) and eps, a number or (..., I, 1) -> (..., I, d). When keys are
+    so few that the weights themselves are cheaper, the products are taken in that order.
 
     Cost          min((I + J)*M*d, I*J*(M + d)) + I*M
     """
@@ -791,11 +790,11 @@ def linear_attention(q, k, v, grid, gate_q=None, gate_k=None):
     q, k = (F.relu(x) + x.shape[-1] ** -0.5 for x in (q, k))  # the floor keeps every token in view
     if gate_q is not None:
         q, k = fixate(q, k, v, gate_q, gate_k)
-    s = q.shape[-1] * q.amax(dim=-1, keepdim=True)  # (*q.shape[:-1], 1), for sums that fit half precision
-    return attend_linearly(q / s, k / k.shape[-2], v, 1e-6 / (k.shape[-2] * s))
+    s = q.amax(dim=-1, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny) * q.shape[-1]  # (*q.shape[:-1], 1)
+    return attend_linearly(q / s, k / k.shape[-2], v, 1e-6 / (k.shape[-2] * s))  # the same ratio, small sums
 
 
-# ==== NEIGHBOURHOOD ASSOCIATION: channels from across the axis attended along =================== LVT =======
+# ==== NEIGHBOURHOOD ASSOCIATION: keys and values hear along the axis not attended =============== LVT =======
 NEXT_AND_PREVIOUS = [(1, 0, 0), (-1, 0, 0)]  # frames, for attention in space
 EIGHT_AROUND = [(0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1), (0, -1, -1), (0, 1, 1), (0, -1, 1), (0, 1, -1)]
 
@@ -804,7 +803,7 @@ def borrow_from_neighbours(x, grid, steps, share, segment=None):
     """Keys, or values, with `share` channels of the joined heads from each neighbour in `steps` (see borrow).
 
     x (B, h, T*S, d) -> the same shape. With `segment`, nothing crosses from one stretch of so many frames to
-    the next. Attention in space lets a frame hear of those around it, attention in time a place.
+    the next. Attention in space borrows from other frames, attention in time from other places.
     """
     C = count_class_tokens(x, grid, x)
     T, H, W = grid
@@ -829,8 +828,9 @@ class LinearAttention(Attention):
     def __init__(self, dim, heads, *args, axis="joint", fixation=None, **options):
         super().__init__(dim, heads, *args, **options)
         self.axis, self.skips_class_token = axis, axis == "time"
-        if axis not in ("joint", "time", "space") or fixation not in (None, "shared", "separate"):
-            raise ValueError(f"axis={axis!r} (joint, time, space), fixation={fixation!r} (shared, separate)")
+        known = axis in ("joint", "time", "space") and fixation in (None, "shared", "separate")
+        if not known or axis == "joint" and options.get("neighbours"):  # of whom it sees all anyway
+            raise ValueError(f"{axis=} (joint, time, space), {fixation=} (shared, separate), {options=}")
         d = dim // heads
         self.gate_q = nn.Linear(3 * d, d) if fixation else None
         self.gate_k = nn.Linear(3 * d, d) if fixation == "separate" else None
@@ -859,12 +859,12 @@ def orthogonal_projection(features, d):
 
 
 def favor_features(x, projection, over, eps=1e-6):
-    """Positive features with phi(q) . phi(k) = exp(q . k / sqrt(d)) on average over projections.
+    """Positive features with phi(q) . phi(k) = exp(q . k / sqrt(d)) on average over projections, up to c.
 
-        phi(x) = (exp(W x' - |x'|^2 / 2 - c) + eps) / sqrt(M),   x' = x / d^(1/4)
+        phi(x) = (exp(W x~ - |x~|^2 / 2 - c) + eps) / sqrt(M),   x~ = x / d^(1/4)
 
     x (..., N, d), W = projection (M, d) -> (..., N, M). c keeps the exponential in range and cancels in the
-    ratio: the maximum of W x' over the axes `over`, (-1,) for queries, (-2, -1) for keys, which share one.
+    ratio: the maximum of W x~ over the axes `over`, (-1,) for queries, (-2, -1) for keys, which share one.
     """
     x = x * x.shape[-1] ** -0.25
     logits = x @ projection.T.to(x.dtype)  # (*x.shape[:-1], len(projection))
@@ -941,9 +941,9 @@ class PatchEmbedding(nn.Module):
 
     video (B, channels, frames, height, width) -> tokens (B, T*S, D) and their grid (T, H, W)
 
-    Patches of one frame are TimeSformer's; patches of several, "cubic patches" or tubelets, are ViViT's and
-    Motionformer's. A convolution whose stride is its kernel is one linear layer on every patch. With a
-    smaller stride patches overlap, with zeros around the frame and a norm after (LVT).
+    Patches of one frame are TimeSformer's; of several, called cubic or tubelets, ViViT's and Motionformer's.
+    A convolution whose stride is its kernel is one linear layer on every patch. With a smaller stride patches
+    overlap, with zeros around the frame and a norm after (LVT).
     """
 
     def __init__(self, patch_size, dim, channels=3, stride=None):
@@ -1248,9 +1248,9 @@ class VideoTransformer(nn.Module):
 
     def encode(self, video):
         """video (B, channels, frames, height, width) -> normed tokens (B, C + T*S, D) and their grid"""
-        x, (T, H, W) = self.patches(video)  # (B, T*H*W, D)
+        x, grid = self.patches(video)  # (B, T*H*W, D)
+        T, H, W = grid
         B, N, D = x.shape
-        grid = T, H, W
         if self.class_token is not None:
             C = T if self.class_token_kind == "frame" else 1
             x = torch.cat([self.class_token.expand(B, C, D), x], dim=1)  # (B, C + T*H*W, D)
