@@ -62,7 +62,7 @@ def attend(q, k, v, return_weights=False):
 
     q (..., I, d), k (..., J, d), v (..., J, e) -> (..., I, e); the leading axes are attended independently.
     With return_weights also the weights (..., I, J), by the readable path. Without, torch's fused kernel
-    computes the same numbers and need not store the I x J table.
+    computes the same numbers and need not store the I x J table. ValueError names shapes that do not fit.
 
     Cost          I*J*(d + e)
     """
