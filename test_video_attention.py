@@ -155,8 +155,34 @@ def patches_of(grid):
     return [(t, y, x) for t in range(T) for y in range(H) for x in range(W)]
 
 
+def asked(call, *inputs):
+    """What call(*inputs) gives; it gets copies, and must leave them as they are."""
+    given = [x.clone() for x in inputs]
+    answer = call(*given)
+    for name, x, before in zip("qkv", given, inputs):
+        if not torch.equal(x, before):
+            pytest.fail(f"the answer changed its input {name} in place", pytrace=False)
+    return answer
+
+
+def must_be_tensor(actual):
+    """Fail if it is none, and say what came back."""
+    if actual is None:
+        pytest.fail("None came back: is a return missing?", pytrace=False)
+    if isinstance(actual, (tuple, list)):
+        pytest.fail(f"a {type(actual).__name__} of {len(actual)} came back, not one tensor", pytrace=False)
+    if not isinstance(actual, torch.Tensor):
+        pytest.fail(f"no tensor came back but {type(actual).__name__}: {actual!r:.60}", pytrace=False)
+
+
+def in_words(*sizes):
+    """The pattern of a shape in a message: only its numbers and their order count, so torch.Size fits too."""
+    return r"(?<!\d)" + r"\D+".join(str(size) for size in sizes) + r"(?!\d)"
+
+
 def same(actual, expected, tolerance=1e-10):
     """Equal to within the tolerance; if not, say by how much and where."""
+    must_be_tensor(actual)
     assert actual.shape == expected.shape, f"shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
     if expected.numel() == 0:
         return
@@ -365,12 +391,14 @@ KNOWN_MISTAKES = [
 
 def known_mistake(actual, mistakes, oracle, q, *rest):
     """The mistakes whose answer to the question is this one, in words, as a line to add to a message."""
-    found = []
-    for words, answer in mistakes if actual.shape == q.shape else []:
-        wrong = answer(oracle, q, *rest)
-        if wrong is not None:
-            part = actual[:, :, -wrong.shape[2] :]  # some are about the patches alone
-            found += [words] if torch.allclose(part, wrong, rtol=1e-8, atol=1e-9) else []
+    if actual.shape != q.shape:
+        return ""
+    found, right = [], oracle(q, *rest)
+    close = lambda x, wrong: torch.allclose(x[:, :, -wrong.shape[2] :], wrong, rtol=1e-8, atol=1e-9)
+    for words, answer in mistakes:
+        wrong = answer(oracle, q, *rest)  # some are about the patches alone, which may be right
+        if wrong is not None and close(actual, wrong) and not close(right, wrong):
+            found.append(words)
     return "\nThis is the answer when " + ", or when ".join(found) if found else ""
 
 
@@ -382,19 +410,19 @@ class TestAttend:
     def tensors(self, seeded):
         self.q, self.k, self.v = (torch.randn(3, 5, *size) for size in ((11, 7), (13, 7), (13, 4)))
 
-    def test_equals_the_definition(self):
-        q, k, v = (x.double() for x in (self.q, self.k, self.v))
-        expected = torch.stack([softmax_mean(q[:, :, i], k, v) for i in range(11)], dim=2)
-        same(va.attend(q, k, v), expected)
-
     def test_which_mistake_it_would_be(self):
         """As many queries as keys and values as wide, so that one can be taken for the other."""
         q, k, v = qkv()
-        TestJoint().check(va.attend(q, k, v), q, k, v, GRID, "none")
+        TestJoint().check(asked(va.attend, q, k, v), q, k, v, GRID, "none")
+
+    def test_equals_the_definition(self):
+        q, k, v = (x.double() for x in (self.q, self.k, self.v))
+        expected = torch.stack([softmax_mean(q[:, :, i], k, v) for i in range(11)], dim=2)
+        same(asked(va.attend, q, k, v), expected)
 
     def test_fast_path_equals_readable_path(self):
         q, k, v = (x.double() for x in (self.q, self.k, self.v))
-        out, weights = va.attend(q, k, v, return_weights=True)
+        out, weights = asked(partial(va.attend, return_weights=True), q, k, v)
         same(va.attend(q, k, v), out)
         same(weights.sum(-1), torch.ones(3, 5, 11).double())
         same(weights @ v, out)
@@ -406,11 +434,11 @@ class TestAttend:
             assert out.isfinite().all() and weights.isfinite().all()
 
     def test_mismatched_shapes_are_named(self):
-        with pytest.raises(ValueError, match=r"\(3, 5, 11, 7\).*\(3, 5, 13, 6\)"):
+        with pytest.raises(ValueError, match=f"{in_words(3, 5, 11, 7)}(?s:.*){in_words(3, 5, 13, 6)}"):
             va.attend(self.q, self.k[..., :6], self.v)
 
     def test_values_must_be_as_many_as_keys(self):
-        with pytest.raises(ValueError, match=r"\(3, 5, 12, 4\)"):
+        with pytest.raises(ValueError, match=in_words(3, 5, 12, 4)):
             va.attend(self.q, self.k, self.v[..., :12, :])
 
 
@@ -441,6 +469,7 @@ class Ladder:
 
     def check(self, actual, q, k, v, grid, kind, tolerance=1e-10):
         """Equal to the oracle; if not, say where, and whether it is a mistake that others have made."""
+        must_be_tensor(actual)
         text = how_tokens_differ(actual, self.oracle(q, k, v, grid), grid, kind, tolerance)
         if text:
             hint = known_mistake(actual, KNOWN_MISTAKES + self.mistakes(), self.oracle, q, k, v, grid)
@@ -451,7 +480,8 @@ class Ladder:
         for kind in self.class_tokens:
             C = {"none": 0, "clip": 1, "frame": grid[0]}[kind]
             q, k, v = qkv(grid, C)
-            self.check(self.call(q, k, v, grid), q, k, v, grid, kind)
+            actual = asked(lambda q, k, v: self.call(q, k, v, grid), q, k, v)
+            self.check(actual, q, k, v, grid, kind)
 
     def test_sees_what_the_paper_says(self):
         for grid in (GRID, (4, 4, 6)):
@@ -504,7 +534,7 @@ class Ladder:
         with pytest.raises(ValueError, match="5.*9.*7"):
             module(torch.randn(B, math.prod(GRID), D), (5, 9, 7))
         q, k, v = qkv()
-        with pytest.raises(ValueError, match=r"\(2, 3, 140, 6\).*\(2, 3, 139, 6\)"):
+        with pytest.raises(ValueError, match=f"{in_words(2, 3, 140, 6)}(?s:.*){in_words(2, 3, 139, 6)}"):
             self.call(q, k[:, :, 1:], v[:, :, 1:], GRID)
 
 
@@ -3675,6 +3705,41 @@ class TestWhatFailuresSay:
         actual[1, 2, n, 3] -= 0.5
         text = self.message(TestSpace().check, actual, q, k, v, SMALL, "clip")
         assert re.search(f"2 of 25 tokens(?s:.*)largest difference 0.5 at {place}, allowed 1e-10$", text)
+
+    def test_class_token_alone_differs(self):
+        """The class token handed on instead of zeros is not the class token forgotten among the keys."""
+        q, k, v = qkv(SMALL, C=1)
+        actual = TestDivided().oracle(q, k, v, SMALL)
+        actual[:, :, 0] = q[:, :, 0]
+        text = self.message(TestDivided().check, actual, q, k, v, SMALL, "clip")
+        assert "1 of 25 tokens" in text and "This is the answer" not in text
+
+    def test_inputs_changed_in_place(self, monkeypatch):
+        def scaled_in_place(q, k, v, grid):
+            q /= d**0.5
+            return (q @ k.mT).softmax(dim=-1) @ v
+
+        monkeypatch.setattr(TestJoint, "mechanism", scaled_in_place)
+        text = self.message(TestJoint().test_equals_oracle, SMALL)
+        assert text == "the answer changed its input q in place"
+
+    @pytest.mark.parametrize("back, words", [
+        (None, "None came back: is a return missing?"), ((1, 2), "a tuple of 2 came back, not one tensor"),
+        (3.5, "no tensor came back but float: 3.5")], ids=["None", "tuple", "float"])
+    def test_what_came_back(self, back, words):
+        assert self.message(same, back, torch.ones(3)) == words
+        assert self.message(TestJoint().check, back, *qkv(SMALL), SMALL, "none") == words
+
+    @pytest.mark.parametrize("form", [tuple, torch.Size, list])
+    def test_shapes_may_be_printed_in_any_form(self, form, monkeypatch):
+        def refuse(*tensors):
+            raise ValueError(f"q, k and v are {[form(x.shape) for x in tensors]}")
+
+        monkeypatch.setattr(va, "attend", refuse)
+        ask = TestAttend()
+        ask.q, ask.k, ask.v = (torch.ones(3, 5, *size) for size in ((11, 7), (13, 7), (13, 4)))
+        ask.test_mismatched_shapes_are_named()
+        ask.test_values_must_be_as_many_as_keys()
 
     def test_an_unknown_mistake_is_not_named(self):
         q, k, v = qkv(SMALL)
