@@ -340,6 +340,11 @@ def returned_in_order(*order):
     return lambda oracle, q, k, v, grid: back_in_order(oracle(q, k, v, grid), grid, order)
 
 
+def taken_in_order(*order):
+    """The same mistake, made on the way in only."""
+    return lambda oracle, q, k, v, grid: oracle(*(reordered(x, grid, order) for x in (q, k, v)), grid)
+
+
 def scores_times(factor):
     """Scores times factor(d). When there are two hops, in both."""
 
@@ -397,6 +402,7 @@ KNOWN_MISTAKES = [
     ("tokens are read in the order (S T), not (T S): T and S are swapped", read_in_order(1, 2, 0)),
     ("tokens are read in the order (T W H), not (T H W): H and W are swapped", read_in_order(0, 2, 1)),
     ("tokens are read in the order (H T W), not (T H W): T and H are swapped", read_in_order(1, 0, 2)),
+    ("q, k and v are read in the order (S T), not (T S), on the way in only", taken_in_order(1, 2, 0)),
     ("the result comes back in the order (S T), not (T S): T and S are swapped", returned_in_order(1, 2, 0)),
     ("the result comes back in the order (T W H): H and W are swapped", returned_in_order(0, 2, 1)),
     ("the class token is forgotten among the keys", class_token_forgotten),
@@ -887,8 +893,9 @@ class TestPooled(Ladder):
 # ==== SPACE-TIME MIXING =====================================================================================
 
 
-def naively_mixed(x, grid, window, moved, joined=1):
-    """Keys (or values) of one class token per frame and the patches, every channel fetched by itself."""
+def naively_mixed(x, grid, window, moved, joined=1, direction=1, past="zeros"):
+    """Keys (or values) of one class token per frame and the patches, every channel fetched by itself.
+    Mistakes: direction=-1, and past the ends of the clip not zeros but its other end or what was there."""
     T, H, W = grid
     frames = torch.cat([x[:, :, :T].unsqueeze(3), x[:, :, T:].unflatten(2, (T, H * W))], dim=3)
     channels = joined * d
@@ -898,7 +905,9 @@ def naively_mixed(x, grid, window, moved, joined=1):
     for head, channel, t in product(range(h), range(d), range(T)):
         number = (head % joined) * d + channel
         part = number // share if share else len(offsets)
-        source = t + (offsets[part] if part < len(offsets) else 0)
+        source = t + direction * (offsets[part] if part < len(offsets) else 0)
+        if not 0 <= source < T:
+            source = dict(zeros=source, wrap=source % T, own=t)[past]
         if 0 <= source < T:
             mixed[:, head, t, :, channel] = frames[:, head, source, :, channel]
     return torch.cat([mixed[:, :, :, 0], mixed[:, :, :, 1:].flatten(2, 3)], dim=2)
@@ -920,16 +929,26 @@ class TestMixing(Ladder):
     step, mechanism = va.MixingAttention, va.mixing_attention
     class_tokens = ("clip", "frame")
 
-    def oracle(self, q, k, v, grid, window=1, moved=0.5, joined=1):
+    def oracle(self, q, k, v, grid, window=1, moved=0.5, joined=1, values=True, **mistake):
         T, H, W = grid
         C = q.shape[2] - T * H * W
         q, k, v = (torch.cat([x[:, :, :C].expand(B, h, T, d), x[:, :, C:]], dim=2) for x in (q, k, v))
-        k, v = (naively_mixed(x, grid, window, moved, joined) for x in (k, v))
+        k = naively_mixed(k, grid, window, moved, joined, **mistake)
+        v = naively_mixed(v, grid, window, moved, joined, **mistake) if values else v
         out = oracle_in_groups(q, k, v, grid, lambda t, y, x: t)
         return torch.cat([out[:, :, :T].mean(2, keepdim=True), out[:, :, T:]], dim=2) if C == 1 else out
 
     def sees(self, query, patch, grid):
         return abs(patch[0] - query[0]) <= 1
+
+    def mistakes(self):
+        by = lambda **mistake: lambda oracle, *question: oracle(*question, **mistake)
+        return [
+            ("the shift goes in the wrong direction, next and previous frame swapped", by(direction=-1)),
+            ("the shift wraps round, from the last frame to the first", by(past="wrap")),
+            ("frames at the ends keep channels of their own in place of zeros", by(past="own")),
+            ("keys are mixed but values are not", by(values=False)),
+        ]
 
     @pytest.mark.parametrize("window, moved", [(0, 0.5), (1, 0.4), (1, 1.0), (2, 0.8), (2, 1.0), (3, 1.0)])
     def test_shift_window_vs_naive_windowed_attention(self, window, moved):
@@ -1033,8 +1052,9 @@ class TestSummary(Ladder):
 # ==== TRAJECTORY ============================================================================================
 
 
-def plain_trajectory(q, k, v, grid, proj_q, proj_kv, project_values=True):
-    """Motionformer's equations 4 to 6 as they are written, W_k and W_v on all N*T trajectory tokens."""
+def plain_trajectory(q, k, v, grid, proj_q, proj_kv, project_values=True, at_once=False):
+    """Motionformer's equations 4 to 6 as they are written, W_k and W_v on all N*T trajectory tokens. A
+    mistake: at_once, one first softmax over all frames."""
     T, H, W = grid
     S, C = H * W, q.shape[2] - T * H * W
     out = [softmax_mean(q[:, :, c], k, v).flatten(1) for c in range(C)]
@@ -1042,7 +1062,12 @@ def plain_trajectory(q, k, v, grid, proj_q, proj_kv, project_values=True):
         y = []
         for frame in range(T):
             keys = slice(C + frame * S, C + (frame + 1) * S)
-            y.append(softmax_mean(q[:, :, C + i], k[:, :, keys], v[:, :, keys]).flatten(1))  # heads joined
+            values = v[:, :, keys]
+            if at_once:  # all patches are keys, and those of other frames have nothing to give
+                values = torch.zeros_like(v)
+                values[:, :, keys] = v[:, :, keys]
+                keys, values = slice(C, None), values[:, :, C:]
+            y.append(softmax_mean(q[:, :, C + i], k[:, :, keys], values).flatten(1))  # heads joined
         y = torch.stack(y, dim=1)  # (B, T, D)
         query = proj_q(y[:, t]).unflatten(-1, (h, d))
         keys, values = proj_kv(y).chunk(2, dim=-1)
@@ -1078,11 +1103,29 @@ class TestTrajectory(Ladder):
                 layer.weight.data, layer.bias.data = d**0.5 * layer.weight.data, d**0.5 * layer.bias.data
             return layer
 
-        slip = lambda oracle, *question: oracle(*question, project_values=False)
+        def without_query(layer):
+            return nn.Identity() if layer.out_features == D else layer
+
+        def swapped(layer, biases=True):
+            if layer.out_features == 2 * D:  # W_k above W_v
+                layer.weight.data = layer.weight.data.roll(D, 0)
+                layer.bias.data = layer.bias.data.roll(D if biases else 0)
+            return layer
+
+        def without_bias(layer):
+            layer.bias.data[D:] = 0.0  # of W_v; W_q has no more than D
+            return layer
+
+        by = lambda **mistake: lambda oracle, *question: oracle(*question, **mistake)
         return [
-            ("the second stage takes y~ itself as its value, without W_v", slip),
-            ("heads are joined as (d h), not (h d)", lambda oracle, *q: oracle(*q, change=interleaved)),
-            ("the scale of the second stage is missing", lambda oracle, *q: oracle(*q, change=scaled)),
+            ("the second stage takes y~ itself as its value, without W_v", by(project_values=False)),
+            ("the first softmax runs over all frames at once, not inside each", by(at_once=True)),
+            ("heads are joined as (d h), not (h d)", by(change=interleaved)),
+            ("the scale of the second stage is missing", by(change=scaled)),
+            ("W_k and W_v are swapped", by(change=swapped)),
+            ("W_k and W_v are swapped, their biases not", by(change=partial(swapped, biases=False))),
+            ("W_q is left out of the second stage", by(change=without_query)),
+            ("the bias of W_v is forgotten", by(change=without_bias)),
         ]
 
     def test_gradients_equal_the_plain_form(self):
@@ -3644,6 +3687,62 @@ def trajectory_by(change_y, change_q, q, k, v, grid):
     return plain_second_stage(q, k, v, grid, lambda y: change_q * proj_q(y), proj_kv, look, True)
 
 
+def trajectory_with(q, k, v, grid, wrong):
+    """Trajectory attention by the file's own function, after wrong(proj_q, proj_kv)."""
+    torch.manual_seed(SEED)
+    proj_q, proj_kv = TestTrajectory().projections(q)
+    return va.trajectory_attention(q, k, v, grid, *wrong(proj_q, proj_kv))
+
+
+def values_first(proj_q, proj_kv):
+    proj_kv.weight.data = torch.cat([proj_kv.weight.data[D:], proj_kv.weight.data[:D]])
+    proj_kv.bias.data = torch.cat([proj_kv.bias.data[D:], proj_kv.bias.data[:D]])
+    return proj_q, proj_kv
+
+
+def weights_of_values_first(proj_q, proj_kv):
+    proj_kv.weight.data = torch.cat([proj_kv.weight.data[D:], proj_kv.weight.data[:D]])
+    return proj_q, proj_kv
+
+
+def no_bias_of_values(proj_q, proj_kv):
+    proj_kv.bias.data[D:] = 0.0
+    return proj_q, proj_kv
+
+
+def trajectory_at_once(q, k, v, grid):
+    """One softmax over all keys, its weights then cut into frames."""
+
+    def look(q, k, v, T):
+        weights = (q @ k.mT / d**0.5).softmax(dim=-1)
+        return torch.einsum("BhITS,BhTSd->BhITd", weights.unflatten(3, (T, -1)), v.unflatten(2, (T, -1)))
+
+    torch.manual_seed(SEED)
+    return va.trajectory_attention(q, k, v, grid, *TestTrajectory().projections(q), look)
+
+
+def shifted(x, step, ends):
+    """Channel 0 from frame t + step, channel 1 from t - step: x (B, h, T, tokens, d)."""
+    ring = torch.cat([x[..., :1].roll(-step, 2), x[..., 1:2].roll(step, 2), x[..., 2:]], dim=4)
+    last, first = (-1, 0) if step == 1 else (0, -1)
+    for frame, channel in ((last, 0), (first, 1)):
+        if ends != "wrap":
+            ring[:, :, frame, :, channel] = x[:, :, frame, :, channel] if ends == "own" else 0.0
+    return ring
+
+
+def mixed_by(q, k, v, grid, step=1, ends="zeros", values=True):
+    """Mixing attention with the clip's class token."""
+    T, H, W = grid
+    tokens = []
+    for x in (q, k, v):
+        class_token = x[:, :, :1].expand(B, h, T, d).unsqueeze(3)
+        tokens.append(torch.cat([class_token, x[:, :, 1:].unflatten(2, (T, H * W))], dim=3))
+    q, k, v = tokens
+    out = va.attend(q, shifted(k, step, ends), shifted(v, step, ends) if values else v)
+    return torch.cat([out[:, :, :, 0].mean(2, keepdim=True), out[:, :, :, 1:].flatten(2, 3)], dim=2)
+
+
 def heads_interleaved(y):
     """(B, h, I, T, d), so laid out that joining heads as (h d) gives what (d h) would have."""
     return y.permute(0, 2, 3, 4, 1).flatten(3).unflatten(3, (h, d)).permute(0, 3, 1, 2, 4)
@@ -3667,10 +3766,20 @@ WRONG = [  # what must be said, of which question, with how many class tokens, a
     ("T and S are swapped", TestDivided, 0, partial(along, "T", order="H W T")),
     ("T and H are swapped", TestDivided, 0, partial(along, "T", order="H T W")),
     ("H and W are swapped", TestAxialWidth, 0, partial(along, "W", order="T W H")),
+    ("on the way in only", TestDivided, 0, partial(along, "T", order="H W T", back="T H W")),
     ("comes back in the order (S T)", TestDivided, 0, partial(along, "T", back="H W T")),
     ("comes back in the order (T W H)", TestAxialHeight, 0, partial(along, "H", back="T W H")),
     ("joined as (d h)", TestTrajectory, 1, partial(trajectory_by, heads_interleaved, 1.0)),
     ("second stage is missing", TestTrajectory, 1, partial(trajectory_by, lambda y: y, d**0.5)),
+    ("all frames at once", TestTrajectory, 1, trajectory_at_once),
+    ("W_k and W_v are swapped", TestTrajectory, 1, partial(trajectory_with, wrong=values_first)),
+    ("their biases not", TestTrajectory, 1, partial(trajectory_with, wrong=weights_of_values_first)),
+    ("W_q is left out", TestTrajectory, 1, partial(trajectory_with, wrong=lambda q, kv: (nn.Identity(), kv))),
+    ("bias of W_v is forgotten", TestTrajectory, 1, partial(trajectory_with, wrong=no_bias_of_values)),
+    ("wrong direction", TestMixing, 1, partial(mixed_by, step=-1)),
+    ("wraps round", TestMixing, 1, partial(mixed_by, ends="wrap")),
+    ("in place of zeros", TestMixing, 1, partial(mixed_by, ends="own")),
+    ("values are not", TestMixing, 1, partial(mixed_by, values=False)),
 ]
 
 
@@ -3689,9 +3798,13 @@ class TestWhatFailuresSay:
         assert words in text.split("This is the answer when")[1]
 
     def test_each_known_mistake_is_tried(self):
-        said = [words for words, *_ in WRONG]
-        for words, _ in KNOWN_MISTAKES:
+        said = [words for words, *_ in WRONG] + ["y~ itself"]  # test_published_slip
+        for words, _ in KNOWN_MISTAKES + TestMixing().mistakes() + TestTrajectory().mistakes():
             assert any(part in words for part in said), words
+
+    def test_right_mixing_is_no_mistake(self):
+        q, k, v = qkv(SMALL, C=1)
+        TestMixing().check(mixed_by(q, k, v, SMALL), q, k, v, SMALL, "clip")
 
     @pytest.mark.parametrize("name", ["Space", "Local", "Mixing", "Summary", "Pooled", "Nystrom"])
     def test_scale_and_swapped_keys_anywhere(self, name):
