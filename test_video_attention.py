@@ -3509,25 +3509,48 @@ def result_of(test):
     return "not attempted" if "not attempted yet" in kinds["skipped"] else None
 
 
+def tests_of(report):
+    """The tests in a report of pytest --junitxml."""
+    try:
+        return ElementTree.parse(report).iter("testcase")
+    except FileNotFoundError:
+        raise ValueError(f"{report} is not there; pytest --junitxml=NAME.xml writes a report") from None
+    except ElementTree.ParseError as error:
+        raise ValueError(f"{report} is no report of pytest --junitxml: {error}") from None
+
+
+THE_FILE = "the file itself"
+
+
+def question_of(test):
+    """The question that a test in a report belongs to."""
+    if not test.get("classname"):  # pytest came no further than importing
+        return THE_FILE
+    question = test.get("classname").split(".")[-1].removeprefix("Test")
+    return question if question[:1].isupper() else test.get("name").split("[")[0]  # a test of no class
+
+
 def score(reports):
     """A table of the marks in pytest's --junitxml reports: a question is a test class."""
     columns, marks = ("passed", "failed", "not attempted"), {}
-    for report in reports:
-        try:
-            tests = ElementTree.parse(report).iter("testcase")
-        except ElementTree.ParseError as error:
-            raise ValueError(f"{report} is no report of pytest --junitxml: {error}") from None
-        for test in tests:
-            question = test.get("classname").split(".")[-1].removeprefix("Test")
-            if not question[:1].isupper():  # a test of no class
-                question = test.get("name").split("[")[0]
-            counts, result = marks.setdefault(question, dict.fromkeys(columns, 0)), result_of(test)
-            if result:
-                counts[result] += 1
+    if not reports:
+        raise ValueError("score needs the reports that pytest --junitxml=NAME.xml writes, one or more")
+    for test in (test for report in reports for test in tests_of(report)):
+        counts, result = marks.setdefault(question_of(test), dict.fromkeys(columns, 0)), result_of(test)
+        if result:
+            counts[result] += 1
     rows = [(question, *counts.values(), sum(counts.values())) for question, counts in marks.items()]
     rows = [row for row in rows if row[-1] > 0]
     rows.append(("total", *(sum(row[i] for row in rows) for i in range(1, 5))))
-    titles = ("question", *columns, "out of")
+    rows = [(*row, f"{100 * row[1] // max(1, row[-1])}%") for row in rows]
+    text = table(("question", *columns, "out of", "percent"), rows)
+    if THE_FILE in marks:
+        text += f"{THE_FILE}: it fails on import, so that none of its questions could be asked\n"
+    return text
+
+
+def table(titles, rows):
+    """The columns of numbers as wide as their titles."""
     widths = [max(len(row[0]) for row in [titles, *rows])] + [len(title) for title in titles[1:]]
     text = ""
     for first, *numbers in [titles, *rows]:
@@ -3631,7 +3654,7 @@ class TestHandingOut:
         assert student.read_text() == blank(source, ["attend", "local_attention"], hints=True)
         main("graft", str(student), "attend")
         assert capsys.readouterr().out == blank(source, ["attend"], hints=True)
-        for words in ([], ["blank"], ["graft", "x.py"], ["score"], ["grade"]):
+        for words in ([], ["blank"], ["graft", "x.py"], ["grade"]):
             with pytest.raises(ValueError, match="usage.*(?s:.*)blank.*(?s:.*)graft.*(?s:.*)score"):
                 main(*words)
 
@@ -4025,8 +4048,9 @@ def handed_in():
     return text.replace(reference_docstring("width_attention"), "Mine.")
 
 
-def graded(folder, questions, student, **settings):
-    """pytest in a folder of only this file and student.py; {class: {test: (result, reason)}}."""
+def graded(folder, questions, student, fails=False, **settings):
+    """pytest in a folder of only this file and student.py; {class: {test: (result, reason)}}. With `fails`
+    the student's file cannot be imported."""
     (folder / "test_video_attention.py").write_text(Path(__file__).read_text())
     (folder / "student.py").write_text(student)
     kept = {key: value for key, value in os.environ.items() if not key.startswith("VA_")}
@@ -4034,7 +4058,7 @@ def graded(folder, questions, student, **settings):
     command = [sys.executable, "-m", "pytest", "-qp", "no:cacheprovider", "--junitxml=report.xml"]
     command += ["-k", questions]
     run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert run.returncode in (0, 1), run.stdout + run.stderr
+    assert run.returncode in ((2,) if fails else (0, 1)), run.stdout + run.stderr
     results = {}
     for test in ElementTree.parse(folder / "report.xml").iter("testcase"):
         reason = " ".join(child.get("message", "") for child in test)
@@ -4052,9 +4076,10 @@ class TestARound:
         results = graded(tmp_path, questions, handed_in())
         assert not [x for tests in results.values() for x in tests.values() if x[0] == "error"]
 
-        # a dense mask gives the right numbers at the wrong price, and fails for nothing else
+        # a dense mask gives the right numbers at the wrong price, has no use for a kernel, and else is right
         failed = {name for name, (result, _) in results["TestDivided"].items() if result != "passed"}
-        assert {name.split("[")[0] for name in failed} == {"test_costs_what_the_docstring_says"}
+        wrong = {"test_costs_what_the_docstring_says", "test_kernel_does_the_attending"}
+        assert {name.split("[")[0] for name in failed} == wrong
 
         unwritten = {reason for _, reason in results["TestGlobal"].values()}
         assert unwritten == {"global_attention: not attempted yet"}
@@ -4076,14 +4101,29 @@ class TestARound:
 
     def check_marks(self, report):
         rows = {line.split()[0]: line.split()[1:] for line in score([report]).splitlines()}
-        assert rows["Divided"][1] == "3" and rows["Divided"][2] == "0"
-        assert rows["Global"] == ["0", "0", rows["Global"][3], rows["Global"][3]]
-        assert rows["Attend"] == [rows["Attend"][0], "0", "0", rows["Attend"][0]]
+        assert rows["Divided"][1] == "4" and rows["Divided"][2] == "0"
+        assert rows["Global"] == ["0", "0", rows["Global"][3], rows["Global"][3], "0%"]
+        assert rows["Attend"] == [rows["Attend"][0], "0", "0", rows["Attend"][0], "100%"]
         assert rows["AxialWidth"][0] == rows["AxialWidth"][3]  # what could not be asked does not count
         assert not {"MovingObjects", "OneBlankBody", "test_golden"} & rows.keys()
-        parts = [[int(x) for x in row] for name, row in rows.items() if name not in ("question", "total")]
-        assert rows["total"] == [str(sum(column)) for column in zip(*parts)]
+        for passed, *_, out_of, percent in (row for name, row in rows.items() if name != "question"):
+            assert percent == f"{100 * int(passed) // int(out_of)}%"
+        parts = [[int(x) for x in row[:4]] for name, row in rows.items() if name not in ("question", "total")]
+        assert rows["total"][:4] == [str(sum(column)) for column in zip(*parts)]
         assert len({len(line) for line in score([report]).splitlines()}) == 1
+
+    def test_a_file_that_fails_on_import(self, tmp_path):
+        results = graded(tmp_path, "TestAttend", "import torch\n\nx = torch.no_such_thing\n", fails=True)
+        assert results[""]["test_video_attention"][0] == "error"
+        text = score([tmp_path / "report.xml"])
+        assert re.search(r"^the file itself +0 +1 +0 +1 +0%$", text, re.M)
+        assert text.splitlines()[-1].startswith("the file itself: it fails on import")
+
+    def test_reports_that_are_not_there(self):
+        with pytest.raises(ValueError, match=r"^\*.xml is not there; pytest --junitxml=NAME.xml writes"):
+            main("score", "*.xml")
+        with pytest.raises(ValueError, match="^score needs the reports that pytest --junitxml=NAME.xml writes"):
+            main("score")
 
     def test_with_va_grade_the_unwritten_fails(self, tmp_path):
         results = graded(tmp_path, "TestGlobal and (picture or eighth)", handed_in(), VA_GRADE="1")
@@ -4366,7 +4406,7 @@ def main(command=None, *words):
         sys.stdout.write(blank(source, words, hints))
     elif command == "graft" and len(words) > 1:
         sys.stdout.write(graft(source, Path(words[0]).read_text(), words[1:], words[0]))
-    elif command == "score" and words:
+    elif command == "score":
         sys.stdout.write(score(words))
     else:
         raise ValueError(USAGE)
