@@ -3911,8 +3911,8 @@ class TestWhatFailuresSay:
         monkeypatch.setattr(TestDivided, "mechanism", time_attention)
         monkeypatch.setattr(TestDivided, "class_tokens", ("none",))
         text = self.message(TestDivided().test_costs_what_the_docstring_says, (2, 4, 6))
-        said = "time_attention costs 82944 multiply-accumulates, its docstring allows 3456: 2*S*T**2*D, 24 times"
-        assert text.startswith(said)
+        assert text.startswith("time_attention costs 82944 multiply-accumulates, its docstring allows 3456: ")
+        assert "allows 3456: 2*S*T**2*D, 24 times as many\n(T, H, W) = (2, 4, 6)" in text
 
     def test_pictures_one_under_the_other(self, monkeypatch):
         """What is expected and what is computed, when a mechanism sees another row than it should."""
@@ -4122,7 +4122,7 @@ class TestARound:
     def test_reports_that_are_not_there(self):
         with pytest.raises(ValueError, match=r"^\*.xml is not there; pytest --junitxml=NAME.xml writes"):
             main("score", "*.xml")
-        with pytest.raises(ValueError, match="^score needs the reports that pytest --junitxml=NAME.xml writes"):
+        with pytest.raises(ValueError, match="^score needs the reports that pytest --junitxml"):
             main("score")
 
     def test_with_va_grade_the_unwritten_fails(self, tmp_path):
