@@ -3509,7 +3509,7 @@ def result_of(test):
     return "not attempted" if "not attempted yet" in kinds["skipped"] else None
 
 
-def tests_of(report):
+def read_report(report):
     """The tests in a report of pytest --junitxml."""
     try:
         return ElementTree.parse(report).iter("testcase")
@@ -3535,7 +3535,7 @@ def score(reports):
     columns, marks = ("passed", "failed", "not attempted"), {}
     if not reports:
         raise ValueError("score needs the reports that pytest --junitxml=NAME.xml writes, one or more")
-    for test in (test for report in reports for test in tests_of(report)):
+    for test in (test for report in reports for test in read_report(report)):
         counts, result = marks.setdefault(question_of(test), dict.fromkeys(columns, 0)), result_of(test)
         if result:
             counts[result] += 1
