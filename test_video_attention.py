@@ -727,14 +727,6 @@ class TestDivided(Ladder):
         q, k, v = qkv((5, 1, 1))
         same(va.time_attention(q, k, v, (5, 1, 1)), va.joint_attention(q, k, v, (5, 1, 1)))
 
-    def test_kernel_does_the_attending(self):
-        """Another kernel, another answer: along time at one place, and without the class token."""
-        q, k, v = qkv(C=1)
-        mean = lambda q, k, v: v.mean(dim=-2, keepdim=True).expand_as(q) + q
-        patches = v[:, :, 1:].unflatten(2, (GRID[0], -1))
-        expected = q[:, :, 1:] + patches.mean(2, keepdim=True).expand_as(patches).flatten(2, 3)
-        same(va.time_attention(q, k, v, GRID, kernel=mean)[:, :, 1:], expected)
-
     def test_nothing_reaches_the_class_token(self):
         module = va.TimeAttention(D, h).double()
         nn.init.ones_(module.proj.bias)
@@ -4076,10 +4068,9 @@ class TestARound:
         results = graded(tmp_path, questions, handed_in())
         assert not [x for tests in results.values() for x in tests.values() if x[0] == "error"]
 
-        # a dense mask gives the right numbers at the wrong price, has no use for a kernel, and else is right
+        # a dense mask gives the right numbers at the wrong price, and all else is right
         failed = {name for name, (result, _) in results["TestDivided"].items() if result != "passed"}
-        wrong = {"test_costs_what_the_docstring_says", "test_kernel_does_the_attending"}
-        assert {name.split("[")[0] for name in failed} == wrong
+        assert {name.split("[")[0] for name in failed} == {"test_costs_what_the_docstring_says"}
 
         unwritten = {reason for _, reason in results["TestGlobal"].values()}
         assert unwritten == {"global_attention: not attempted yet"}
@@ -4101,7 +4092,7 @@ class TestARound:
 
     def check_marks(self, report):
         rows = {line.split()[0]: line.split()[1:] for line in score([report]).splitlines()}
-        assert rows["Divided"][1] == "4" and rows["Divided"][2] == "0"
+        assert rows["Divided"][1] == "3" and rows["Divided"][2] == "0"
         assert rows["Global"] == ["0", "0", rows["Global"][3], rows["Global"][3], "0%"]
         assert rows["Attend"] == [rows["Attend"][0], "0", "0", rows["Attend"][0], "100%"]
         assert rows["AxialWidth"][0] == rows["AxialWidth"][3]  # what could not be asked does not count
