@@ -1,6 +1,6 @@
 """The proof of video_attention.py, and a second explanation of it.
 
-    pytest                                       everything, in about a minute
+    pytest                                       everything, in a minute and a half
     pytest -k Trajectory                         one mechanism
     VIDEO_ATTENTION=student.py pytest            the same questions, put to another file
     VA_SEED=1 pytest                             with other random numbers
