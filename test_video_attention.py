@@ -1356,7 +1356,7 @@ class TestNystrom(Ladder):
 
     def test_landmarks_must_be_there(self):
         for count in (0, -1, 141):
-            with pytest.raises(ValueError, match=f"{count} means of 140"):
+            with pytest.raises(ValueError, match=rf"{count} means of \(.*, 140, "):
                 va.segment_means(randn(B, h, 140, d), count)
 
     def test_one_scale_is_the_largest(self):
@@ -2971,9 +2971,7 @@ class TestErrors:
             (dict(dim=24, heads=5), "dim=24.*heads=5.*multiple"),
             (dict(attention="divded"), "divded.*space, joint, divided"),
             (dict(position="learned"), "learned.*separate"),
-            (dict(class_token="two"), "two.*clip, frame or none"),
-            (dict(class_token="none", head="class"), "head='class'"),
-            (dict(depthwise=True), "depthwise"),
+            (dict(class_token="two"), "two.*clip, frame, none"),
             (dict(head="max"), "max.*class, mean"),
             (dict(patch_size=(1, 2, 3, 4)), r"\(1, 2, 3, 4\)"),
             (dict(patch_size=0), "size 0"),
@@ -3008,6 +3006,11 @@ class TestErrors:
     def test_no_heads(self):
         with pytest.raises(ValueError, match="dim=24.*heads=0"):
             va.SpaceAttention(24, 0)
+
+
+def linear(*sizes):
+    """Linear layers, double like all tokens here: inputs and outputs of the first, of the second, ..."""
+    return [nn.Linear(*pair).double() for pair in zip(sizes[::2], sizes[1::2])]
 
 
 class TestBadInput:
@@ -3119,6 +3122,39 @@ class TestBadInput:
             (lambda x: va.PatchEmbedding(8, 6)(torch.zeros(1, 3, 2, 8, 8).byte()), "float32, got .*uint8"),
             (lambda x: va.PatchEmbedding(8, 6)(randn(1, 3, 2, 8, 8)), "float32, got .*float64"),
             (lambda x: va.load_image_weights(tiny("space"), {"a": x}), "1 tensors.*patch_embed"),
+            (lambda x: va.attend_per_frame(x, x, x, 3), "T=3 frames.*140"),
+            (lambda x: va.attend_per_frame(x, x, x, 0), "T=0 frames"),
+            (lambda x: va.attend_per_frame(x, x, x[:, :, :70], 5), "T=5 frames.*70"),
+            (lambda x: va.attend_per_frame(x[0], x, x, 5), "T=5 frames.*3, 140, 6"),
+            (lambda x: va.orthoformer_per_frame(x, x, x, 3, x[:, :, :9]), "T=3 frames"),
+            (lambda x: va.orthoformer_per_frame(x, x, x, 5, x[0, :, :9]), r"\[3, 9, 6\]"),
+            (lambda x: va.nystrom_per_frame(x, x, x, 3), "128 means of .*T=3"),
+            (lambda x: va.nystrom_per_frame(x, x, x[:, :, :70], 5), "T=5 frames"),
+            (lambda x: va.choose_prototypes(x, x[:, :, 1:], 9), r"\(2, 3, 139, 6\)"),
+            (lambda x: va.choose_prototypes(x[0], x[0], 9), r"\(3, 140, 6\)"),
+            (lambda x: va.fixate(x, x, x, *linear(18, 5)), "18 -> 6"),
+            (lambda x: va.fixate(x, x, x, *linear(18, 6, 6, 6)), "18 -> 6"),
+            (lambda x: va.fixate(x, x[:, :, 1:], x, *linear(18, 6)), "139"),
+            (lambda x: va.trajectory_attention(x, x, x, GRID, *linear(6, 6, 18, 36)), "18 -> 18,"),
+            (lambda x: va.trajectory_attention(x, x, x, GRID, *linear(18, 18, 18, 18)), "18 -> 36"),
+            (lambda x: va.favor_features(x, randn(9, 5), (-1,)), r"\(9, 5\).*d=6"),
+            (lambda x: va.performer_attention(x, x, x, GRID, randn(9)), r"\(9,\).*d=6"),
+            (lambda x: va.orthogonal_projection(0, 6), "features=0"),
+            (lambda x: va.PerformerAttention(D, h, features=-2), "features=-2"),
+            (lambda x: va.iterative_inverse(x.softmax(dim=-1)), "140, 6"),
+            (lambda x: va.nystrom_attention(x, x, x, GRID, 9, iterations=-1), "iterations=-1"),
+            (lambda x: va.borrow(randn(1, 3, 4, 5, 9), va.NEXT_AND_PREVIOUS, 5), "2 shares of 5.*9 channels"),
+            (lambda x: va.borrow(randn(1, 3, 4, 5, 9), va.NEXT_AND_PREVIOUS, -1), "2 shares of -1"),
+            (lambda x: va.attend_in_boxes(x, x, x, GRID, [np.s_[:2, :, :]]), "56.* of 140"),
+            (lambda x: va.attend_in_boxes(x, x, x, GRID, []), "0 patches of 140"),
+            (lambda x: va.resize_table(randn(1, 20, 6), (4, 7), (2, 3)), r"\(1, 20, 6\).*\(4, 7\)"),
+            (lambda x: va.resize_table(randn(1, 28, 6), (4, 7), (28,)), r"\(4, 7\) to \(28,\)"),
+            (lambda x: va.resize_table(randn(1, 28, 6), (4, 7), (2, 3), "cubic"), "how='cubic'.*smooth"),
+            (lambda x: va.central_frame_kernel(randn(7, 3, 4, 5), 0), "frames=0"),
+            (lambda x: va.central_frame_kernel(randn(7, 3, 4), 2), r"\(7, 3, 4\)"),
+            (lambda x: va.MLP(6, 9, depthwise=True)(torch.randn(2, 141, 6), GRID), "141 tokens.*140 patches"),
+            (lambda x: tiny("space", class_token="none", head="class")(torch.randn(VIDEO)), "no class token"),
+            (lambda x: tiny("joint", depthwise=True)(torch.randn(VIDEO)), "no class token"),
         ],
     )
     def test_helpers(self, call, message):
@@ -3720,6 +3756,11 @@ def weights_of_values_first(proj_q, proj_kv):
     return proj_q, proj_kv
 
 
+def no_query(proj_q, proj_kv):
+    proj_q.weight.data, proj_q.bias.data = torch.eye(D).double(), torch.zeros(D).double()
+    return proj_q, proj_kv
+
+
 def no_bias_of_values(proj_q, proj_kv):
     proj_kv.bias.data[D:] = 0.0
     return proj_q, proj_kv
@@ -3789,7 +3830,7 @@ WRONG = [  # what must be said, of which question, with how many class tokens, a
     ("all frames at once", TestTrajectory, 1, trajectory_at_once),
     ("W_k and W_v are swapped", TestTrajectory, 1, partial(trajectory_with, wrong=values_first)),
     ("their biases not", TestTrajectory, 1, partial(trajectory_with, wrong=weights_of_values_first)),
-    ("W_q is left out", TestTrajectory, 1, partial(trajectory_with, wrong=lambda q, kv: (nn.Identity(), kv))),
+    ("W_q is left out", TestTrajectory, 1, partial(trajectory_with, wrong=no_query)),
     ("bias of W_v is forgotten", TestTrajectory, 1, partial(trajectory_with, wrong=no_bias_of_values)),
     ("wrong direction", TestMixing, 1, partial(mixed_by, step=-1)),
     ("wraps round", TestMixing, 1, partial(mixed_by, ends="wrap")),
@@ -4172,8 +4213,10 @@ for axis, step in zip((2, 3, 4), stride):
     for axis, step in zip((4, 3, 2), stride):
 means = [part.mean(dim=axis) for part in patches.split(step, dim=axis)]
     means = [part.sum(dim=axis) for part in patches.split(step, dim=axis)]
-part = torch.zeros_like(own) if step.count(0) == 2 else own.clone()
-    part = torch.zeros_like(own) if step.count(0) == 3 else own.clone()
+pad += [-move, move]
+    pad += [move, -move]
+if step.count(0) < 2:
+    if step.count(0) < 3:
 steps = [(sign * i, 0, 0) for i in range(1, window + 1) for sign in (1, -1)]
     steps = [(sign * i, 0, 0) for i in range(1, window + 1) for sign in (-1, 1)]
 n, (h, L, d) = q.shape[0] // t, q.shape[1:]
@@ -4212,16 +4255,18 @@ return attend(q, k_means, iterative_inverse(scores.softmax(dim=-1), iterations, 
     return attend(q, q_means, iterative_inverse(scores.softmax(dim=-1), iterations, one_scale) @ found)
 def nystrom_per_frame(q, k, v, T, landmarks=128, iterations=6):
     def nystrom_per_frame(q, k, v, T, landmarks=8, iterations=6):
-by_place = (rearrange(x, "B h (T S) d -> B h (S T) d", T=T) for x in (q, k))
-    by_place = (rearrange(x, "B h (T S) d -> B h (T S) d", T=T) for x in (q, k))
+q_means, k_means = (segment_means(x, P, T) for x in (q, k))
+    q_means, k_means = (segment_means(x, P) for x in (q, k))
 def attend_linearly(q, k, v, eps=1e-6):
     def attend_linearly(q, k, v, eps=1e-5):
 if I * J * (M + d) < (I + J) * M * d:
     if I * J < (I + J) * d:
 q, k = (F.relu(x) + x.shape[-1] ** -0.5 for x in (q, k))
     q, k = (F.relu(x + x.shape[-1] ** -0.5) for x in (q, k))
-return attend_linearly(q / s, k / k.shape[-2], v, 1e-6 / (k.shape[-2] * s))
+return attend_linearly(q / s, k / J, v, 1e-6 / (J * s))
     return attend_linearly(q, k, v, 1e-6)
+share = 1 / (q @ k.sum(dim=-2).unsqueeze(-1) + eps)
+    share = 1 / (q @ k.mean(dim=-2).unsqueeze(-1) + eps)
 x = torch.cat([q, k, v], dim=-1)
     x = torch.cat([k, q, v], dim=-1)
 return g_q * q, g_k * k
@@ -4252,10 +4297,8 @@ k = favor_features(k, self.projection, over=(-2, -1))
     "mixing_summary": [MixingAttention],
 "linear_fixation": [partial(LinearAttention, fixation="shared")],
     "linear_fixation": [LinearAttention],
-partial(LinearAttention, axis="time", fixation="shared", neighbours=True),
-    partial(LinearAttention, axis="time", fixation="shared"),
-partial(LinearAttention, axis="space", fixation="shared", neighbours=True),
-    partial(LinearAttention, axis="time", fixation="shared", neighbours=True),
+"lvt": [partial(LinearAttention, axis=a, fixation="shared", neighbours=True) for a in ("time", "space")],
+    "lvt": [partial(LinearAttention, axis=a, fixation="shared", neighbours=True) for a in ("space", "time")],
 CLASS_TOKEN = dict.fromkeys(("space", "mixing", "summary", "mixing_summary"), "frame") | {"lvt": "none"}
     CLASS_TOKEN = dict.fromkeys(("space", "summary", "mixing_summary"), "frame") | {"lvt": "none"}
 padding = [size // 2 for size in self.patch_size] if self.overlap else 0
@@ -4266,8 +4309,8 @@ return self.norm(rearrange(x, "B D T H W -> B (T H W) D")), (T, H, W)
     return self.norm(rearrange(x, "B D T H W -> B (H W T) D")), (T, H, W)
 if size < patch or (size % patch != 0 and not self.overlap):
     if size < patch or (size % patch != 0):
-inflated[:, :, frames // 2] = kernel
-    inflated[:, :, (frames - 1) // 2] = kernel
+return F.pad(kernel.unsqueeze(2), (0, 0, 0, 0, frames // 2, (frames - 1) // 2))
+    return F.pad(kernel.unsqueeze(2), (0, 0, 0, 0, (frames - 1) // 2, frames // 2))
 if how == "repeat" and len(new) == 1:
     if len(new) == 1:
 return table[:, torch.arange(new[0], device=table.device) % old[0]]

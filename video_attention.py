@@ -20,8 +20,7 @@ NOTATION    in shapes, in einops patterns and in costs
     transpose; Q, K and V stack q, k and v, W is a weight and I the identity.
 
 SKELETON    each mechanism is
-    1. a pure function of q, k and v (B, h, C + T*S, d), projected and split into heads, and of the grid, that
-       returns the same shape;
+    1. a pure function of q, k and v (B, h, C + T*S, d), split into heads, and the grid -> the same shape;
     2. a module that holds the projections: module(x, (T, H, W)), x (B, C + T*S, D) -> the same shape.
     In a picture Q is the patch that asks and # what it sees, in four frames of 4 x 6 patches. Cost counts a
     clip's multiply-accumulates without the qkv and output projections, with c = min(C, 1). Differs says where
@@ -35,8 +34,7 @@ CONTENTS    search for the words in capitals; numbers on arXiv, in brackets what
     SPACE-TIME MIXING, SUMMARY TOKENS                   X-ViT 2106.05968
     TRAJECTORY, ORTHOFORMER                             Motionformer 2106.05392
     NYSTROM                                             (Nystromformer 2102.03902)
-    LINEAR, FEATURE FIXATION,
-    NEIGHBOURHOOD ASSOCIATION                           LVT, the Linear Video Transformer 2210.08164
+    LINEAR, FEATURE FIXATION, NEIGHBOURHOOD ASSOCIATION LVT, the Linear Video Transformer 2210.08164
     PERFORMER                                           (Performer, FAVOR+ 2009.14794)
     THE TABLE                                           ATTENTION: a scheme is a short list of steps
     TOKENS, BLOCKS, HEADS, THE BACKBONE                 VideoTransformer, preset
@@ -98,8 +96,7 @@ def attend_within_frames(q, k, v, grid, pattern, kernel=attend, summary=False):
     q, k, v (B, h, C + T*S, d) -> the same shape. "B h (T H W) d -> (B T H) h W d" makes every row a group. A
     class token joins every group of its frame, and what it becomes is the mean of what its copies found; a
     clip's only class token is copied into every frame in this way. With `summary` the mean of every frame's
-    patches joins the keys and values of every group. `kernel` is what attends in a group. Groups are of one
-    frame: on the right of the pattern the batch begins with "(B T".
+    patches joins the keys and values of every group. Groups, "(B T ...)", are of one frame; `kernel` attends.
     """
     C = count_class_tokens(q, grid, k, v)
     T, H, W = grid
@@ -139,6 +136,8 @@ def attend_in_boxes(q, k, v, grid, boxes):
     place = number[C:].view(grid)  # (*grid,)
     boxes = [place[box].flatten() for box in boxes]
     boxes = [box for box in boxes if len(box) > 0]  # an axis of length one has no second half
+    if (held := sum(len(box) for box in boxes)) != N - C:
+        raise ValueError(f"the boxes hold {held} patches of {N - C}; each patch must be in exactly one")
     found = []
     for box in boxes:
         tokens = torch.cat([number[:C], box])  # (C + len(box),)
@@ -336,8 +335,7 @@ def width_attention(q, k, v, grid):
 
     Class token   As in space attention, but copied into every row.
     Cost          2*T*H*(W + c)**2*D
-    Differs       No code was released, and the paper does not say what the class token does. In the time
-                  step it stands aside, as in divided attention.
+    Differs       No code was released. The paper does not say what the class token does, here and in time.
     Copy with     attend, count_class_tokens, attend_within_frames
     """
     return attend_within_frames(q, k, v, grid, "B h (T H W) d -> (B T H) h W d")
@@ -408,15 +406,18 @@ def borrow(x, steps, share):
     the border are zeros, but for diagonal steps, which leave a patch its own (the rule of LVT's code).
     """
     widths = [share] * len(steps) + [x.shape[4] - share * len(steps)]
+    if min(widths) < 0:
+        raise ValueError(f"{len(steps)} shares of {share} do not fit into {x.shape[4]} channels")
     *lent, rest = x.split(widths, dim=4)  # (*x.shape[:4], widths[-1])
     parts = []
     for own, step in zip(lent, steps):
-        part = torch.zeros_like(own) if step.count(0) == 2 else own.clone()  # (*x.shape[:4], share)
-        here, there = [slice(None)], [slice(None)]
-        for move, size in zip(step, x.shape[1:4]):
-            here.append(slice(max(0, -move), max(0, min(size, size - move))))
-            there.append(slice(max(0, move), max(0, min(size, size + move))))
-        part[tuple(here)] = own[tuple(there)]
+        pad = [0, 0]
+        for move, size in zip(reversed(step), reversed(x.shape[1:4])):
+            move = max(-size, min(size, move))
+            pad += [-move, move]  # crop in front what is appended behind, or the other way round
+        part = F.pad(own, pad)  # (*x.shape[:4], share)
+        if step.count(0) < 2:
+            part = torch.where(F.pad(torch.ones_like(own[..., :1]), pad) > 0, part, own)
         parts.append(part)
     return torch.cat([*parts, rest], dim=4)  # x.shape
 
@@ -498,6 +499,8 @@ def attend_per_frame(q, k, v, T, kernel=attend):
 
     q (B, h, I, d), k and v (B, h, T*S, d) -> (B, h, I, T, d). `kernel` does the attending.
     """
+    if not q.ndim == k.ndim == v.ndim == 4 or k.shape[:3] != v.shape[:3] or T < 1 or k.shape[2] % T:
+        raise ValueError(f"needs (B, h, T*S, d), {T=} frames; q, k, v are {q.shape}, {k.shape}, {v.shape}")
     B, h, I, d = q.shape
     keys_and_values = [rearrange(x, "B h (T S) d -> (B T) h S d", T=T) for x in (k, v)]
     q = repeat(q, "B h I d -> (B T) h I d", T=T)  # (B*T, h, I, d)
@@ -525,11 +528,12 @@ def trajectory_attention(q, k, v, grid, proj_q, proj_kv, first_stage=attend_per_
     C = count_class_tokens(q, grid, k, v)
     T, H, W = grid
     B, h, N, d = q.shape
-    class_token = attend(q[:, :, :C], k, v)  # (B, h, C, d)
+    if proj_q.weight.shape != (h * d, h * d) or proj_kv.weight.shape != (2 * h * d, h * d):
+        raise ValueError(f"proj_q must be a linear layer {h * d} -> {h * d}, proj_kv {h * d} -> {2 * h * d}")
     y = first_stage(q[:, :, C:], k[:, :, C:], v[:, :, C:], T)  # (B, h, N - C, T, d)
     w_k, w_v = rearrange(proj_kv.weight, "(two h d) D -> two h d D", two=2, h=h)  # (h, d, h*d)
-    b_v = proj_kv.bias[h * d :].view(h, 1, d)  # (h, 1, d)
-    out = [class_token]
+    b_v = 0 if proj_kv.bias is None else proj_kv.bias[h * d :].view(h, 1, d)  # (h, 1, d)
+    out = [attend(q[:, :, :C], k, v)]  # what the class tokens find
     for t, path in enumerate(rearrange(y, "B h (t S) T d -> t B S T (h d)", t=T)):  # the patches of frame t
         u = rearrange(proj_q(path[:, :, t]), "B S (h d) -> B S h d", h=h)  # (B, H*W, h, d)
         u = torch.einsum("BShd,hdD->BShD", u, w_k)  # (B, H*W, h, h*d), u = W_k^T W_q y~
@@ -562,8 +566,7 @@ def most_orthogonal_subset(x, count, start=0, criterion="max"):
     """Pick `count` vectors greedily, each as orthogonal as can be to those before it (algorithm 1).
 
     x (..., n, d) -> their numbers (..., count) in the order of picking, number `start` first. A candidate's
-    score is its largest |cosine| to those picked, or with criterion "sum" their sum; the lowest is next. All
-    cosines come from one product, and each pick reads one row of them.
+    score is its largest |cosine| to those picked, or with criterion "sum" their sum; the lowest is next.
 
     Cost          n**2*d        for every leading index
     Differs       The paper and its code start from a random one; then eval would not repeat itself.
@@ -573,40 +576,38 @@ def most_orthogonal_subset(x, count, start=0, criterion="max"):
         raise ValueError(f"{count=} of {n}, {start=}, {criterion=}: use 1..{n}, 0..{n - 1}, max or sum")
     with torch.no_grad():
         x = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(-1, n, d)  # (R, n, d)
-        R = x.shape[0]
-        x = F.normalize(x, dim=2)
-        cosine = (x @ x.transpose(1, 2)).abs_()  # (R, n, n)
+        x, R = F.normalize(x, dim=2), x.shape[0]
+        cosine = x @ x.transpose(1, 2)  # (R, n, n), each pick will read one row of it
         cosine.diagonal(dim1=1, dim2=2).fill_(torch.inf)  # never the same twice
         each = torch.arange(R, device=x.device)  # (R,)
         picked = [torch.full_like(each, start)]
-        score = torch.zeros_like(cosine[:, 0])  # (R, n)
+        score = torch.zeros_like(x[:, :, 0])  # (R, n)
         for _ in range(count - 1):
-            newest = cosine[each, picked[-1]]  # (R, n)
+            newest = cosine[each, picked[-1]].abs()  # (R, n)
             score = torch.maximum(score, newest) if criterion == "max" else score + newest
             picked.append(score.argmin(dim=1))
         return torch.stack(picked, dim=1).view(*leading, count)
 
 
 def choose_prototypes(
-    q, k, prototypes=128, choice="orthogonal", queries_only=False, oversample=4, criterion="max"
+    q, k, prototypes=128, choice="orthogonal", queries_only=False, oversample=2, criterion="max"
 ):
     """Prototypes (B, h, P, d) from the tokens of a clip; as many as there are tokens when these are fewer.
 
     choice        "orthogonal", see most_orthogonal_subset, with its criterion; or, to compare with
                   (Motionformer, table 3b), "random" or "segments", see segment_means
     queries_only  candidates are the queries and keys (Motionformer's algorithm 1), or the queries (its code)
-    oversample    how many candidates to draw per prototype, so that choosing costs the same for any N (the
-                  paper's c); None takes all, as its code does
+    oversample    candidates per prototype (the paper's c), so that any N costs the same; None (its code): all
 
     Copy with     most_orthogonal_subset, segment_means
     """
+    known = choice in ("orthogonal", "random", "segments") and q.ndim == 4 and q.shape == k.shape
+    if not known or prototypes < 1 or (oversample is not None and oversample < 1):
+        given = f"{prototypes=} of {tuple(q.shape)} and {tuple(k.shape)}, {choice=}, {oversample=}"
+        raise ValueError(f"{given}: use two (B, h, N, d), numbers >= 1; orthogonal, random or segments")
     B, h, N, d = q.shape
     x = q if queries_only else torch.cat([q, k], dim=2)  # (B, h, n, d)
     n, P = x.shape[2], min(prototypes, N)
-    known = choice in ("orthogonal", "random", "segments")
-    if not known or P < 1 or (oversample is not None and oversample < 1):
-        given = f"prototypes={prototypes} of {n}, choice={choice!r}, {oversample=}"
-        raise ValueError(f"{given}: use numbers >= 1; orthogonal, random or segments")
     if choice == "segments":
         return segment_means(x, P)
     i = torch.arange(n, device=x.device) + 104729  # (n,)
@@ -642,9 +643,8 @@ def orthoformer_per_frame(q, k, v, T, prototypes):
 
     Cost          2*P*T*S*D + I*P*(1 + T)*D        linear in S, but with I = T*S still quadratic in T
     """
-    B, h, P, d = prototypes.shape
-    found = attend_per_frame(prototypes, k, v, T).flatten(3)  # (B, h, P, T*d)
-    return attend(q, prototypes, found).unflatten(3, (T, d))
+    found = attend_per_frame(prototypes, k, v, T).flatten(3)  # (*prototypes.shape[:3], T * v.shape[3])
+    return attend(q, prototypes, found).unflatten(3, (T, v.shape[3]))
 
 
 class OrthoformerAttention(Attention):  # **options are those of choose_prototypes
@@ -658,14 +658,15 @@ class OrthoformerTrajectoryAttention(TrajectoryAttention):
 
 
 # ==== NYSTROM: two hops over segment means, with an inverse between =================== Nystromformer =======
-def segment_means(x, count):
+def segment_means(x, count, T=1):
     """Means of `count` consecutive stretches of tokens; where they do not divide, the first are one shorter.
 
-    x (B, h, n, d) -> (B, h, count, d)
+    x (B, h, n, d) -> (B, h, count, d). With T the tokens are T frames, and stretches go through time first.
     """
     n = x.shape[-2]
-    if x.ndim != 4 or not x.is_floating_point() or not 1 <= count <= n:
-        raise ValueError(f"{count} means of {n} in {tuple(x.shape)} {x.dtype}: use 1..n, float (B, h, n, d)")
+    if x.ndim != 4 or not x.is_floating_point() or not 1 <= count <= n or T < 1 or n % T:
+        raise ValueError(f"{count} means of {tuple(x.shape)} {x.dtype}, {T=}: use 1..n, floats, T dividing n")
+    x = rearrange(x, "B h (T S) d -> B h (S T) d", T=T)
     short = n // count
     shorter = (short + 1) * count - n  # how many stretches are short
     means = [reduce(x[:, :, : shorter * short], "B h (P s) d -> B h P d", "mean", s=short)]
@@ -682,7 +683,9 @@ def iterative_inverse(A, iterations=6, one_scale=False):
     Differs       Nystromformer's code divides all matrices by the largest |A|_1 in the batch (one_scale), so
                   that a clip's result depends on its neighbours there; here each by its own.
     """
-    *leading, P, P = A.shape
+    *leading, rows, P = A.shape
+    if rows != P or iterations < 0:
+        raise ValueError(f"needs square matrices and iterations >= 0, got {tuple(A.shape)}, {iterations=}")
     I = torch.eye(P, device=A.device, dtype=A.dtype)  # (P, P)
     norm = A.sum(dim=-2, keepdim=True).amax(dim=-1, keepdim=True)  # (*leading, 1, 1)
     Z = A.transpose(-1, -2) / (norm.max() if one_scale else norm)
@@ -720,8 +723,7 @@ def nystrom_per_frame(q, k, v, T, landmarks=128, iterations=6):
     """
     B, h, N, d = q.shape
     P = min(landmarks, N)
-    by_place = (rearrange(x, "B h (T S) d -> B h (S T) d", T=T) for x in (q, k))
-    q_means, k_means = (segment_means(x, P) for x in by_place)  # (B, h, P, d)
+    q_means, k_means = (segment_means(x, P, T) for x in (q, k))  # (B, h, P, d)
     scores = q_means / math.sqrt(d) @ k_means.transpose(-1, -2)  # (B, h, P, P)
     found = attend_per_frame(q_means, k, v, T).flatten(3)  # (B, h, P, T*d)
     found = iterative_inverse(scores.softmax(dim=-1), iterations) @ found
@@ -752,10 +754,10 @@ def attend_linearly(q, k, v, eps=1e-6):
     if not alike or not (q.dtype == k.dtype == v.dtype or torch.is_autocast_enabled(q.device.type)):
         given = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in (q, k, v))
         raise ValueError(f"needs q (..., I, M), k (..., J, M) and v (..., J, d) of one dtype, got {given}")
-    total = q @ k.sum(dim=-2).unsqueeze(-1) + eps  # (*q.shape[:-1], 1)
+    share = 1 / (q @ k.sum(dim=-2).unsqueeze(-1) + eps)  # (*q.shape[:-1], 1)
     if I * J * (M + d) < (I + J) * M * d:
-        return (q @ k.transpose(-1, -2)) @ v / total
-    return q @ (k.transpose(-1, -2) @ v) / total
+        return (q @ k.transpose(-1, -2)) @ v * share
+    return q @ (k.transpose(-1, -2) @ v) * share
 
 
 # ==== FEATURE FIXATION: a gate that says which features of q and k to trust ===================== LVT =======
@@ -765,12 +767,15 @@ def fixate(q, k, v, gate_q, gate_k=None):
 
         g = sigmoid(W [q; k; v] + b),   q^ = g_q * q,   k^ = g_k * k
 
-    q, k, v (B, h, N, d) -> q^, k^. The gates are linear layers 3*d -> d shared by all heads; without gate_k
-    one gate serves both and is evaluated once.
+    q and k, features already, and v (B, h, N, d) -> q^, k^. The gates are linear layers 3*d -> d shared by
+    all heads; without gate_k one gate serves both and is evaluated once.
 
     Cost          3*N*d*D        for each gate
     """
     B, h, N, d = q.shape
+    alike = q.shape == k.shape == v.shape
+    if not alike or any(gate.weight.shape != (d, 3 * d) for gate in (gate_q, gate_k or gate_q)):
+        raise ValueError(f"needs q, k, v alike and gates {3 * d} -> {d}: {q.shape}, {k.shape}, {v.shape}")
     x = torch.cat([q, k, v], dim=-1)  # (B, h, N, 3*d)
     g_q = torch.sigmoid(gate_q(x))  # (B, h, N, d)
     g_k = g_q if gate_k is None else torch.sigmoid(gate_k(x))
@@ -790,8 +795,9 @@ def linear_attention(q, k, v, grid, gate_q=None, gate_k=None):
     q, k = (F.relu(x) + x.shape[-1] ** -0.5 for x in (q, k))  # the floor keeps every token in view
     if gate_q is not None:
         q, k = fixate(q, k, v, gate_q, gate_k)
-    s = q.amax(dim=-1, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny) * q.shape[-1]  # (*q.shape[:-1], 1)
-    return attend_linearly(q / s, k / k.shape[-2], v, 1e-6 / (k.shape[-2] * s))  # the same ratio, small sums
+    s = q.detach().amax(dim=-1, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny)  # (*q.shape[:-1], 1)
+    J, s = k.shape[-2], s * q.shape[-1]  # small sums keep half precision in range, and cancel in the ratio
+    return attend_linearly(q / s, k / J, v, 1e-6 / (J * s))
 
 
 # ==== NEIGHBOURHOOD ASSOCIATION: keys and values hear along the axis not attended =============== LVT =======
@@ -837,11 +843,10 @@ class LinearAttention(Attention):
 
     def mechanism(self, q, k, v, grid, neighbours=False, divisor=4, segment=None):
         B, h, N, d = q.shape
-        if neighbours and self.axis == "time":
-            k, v = (borrow_from_neighbours(x, grid, EIGHT_AROUND, h * d // 16) for x in (k, v))
-        if neighbours and self.axis == "space":
-            share = h * d // divisor if divisor else 0
-            k, v = (borrow_from_neighbours(x, grid, NEXT_AND_PREVIOUS, share, segment) for x in (k, v))
+        if neighbours:
+            steps, parts = (EIGHT_AROUND, 16) if self.axis == "time" else (NEXT_AND_PREVIOUS, divisor)
+            share = h * d // parts if parts else 0
+            k, v = (borrow_from_neighbours(x, grid, steps, share, segment) for x in (k, v))
         kernel = partial(linear_attention, grid=grid, gate_q=self.gate_q, gate_k=self.gate_k)
         if self.axis == "time":
             return time_attention(q, k, v, grid, kernel)
@@ -853,6 +858,8 @@ class LinearAttention(Attention):
 # ==== PERFORMER: linear again, with random features that stand for the softmax =============== FAVOR+ =======
 def orthogonal_projection(features, d):
     """Random directions (features, d), orthogonal in blocks of d and as long as Gaussian vectors are."""
+    if min(features, d) < 1:
+        raise ValueError(f"{features=} and {d=} must be 1 or more")
     blocks = [torch.linalg.qr(torch.randn(d, d))[0] for _ in range(math.ceil(features / d))]
     lengths = torch.randn(features, d).norm(dim=1, keepdim=True)  # (features, 1)
     return torch.cat(blocks)[:features] * lengths
@@ -866,9 +873,11 @@ def favor_features(x, projection, over, eps=1e-6):
     x (..., N, d), W = projection (M, d) -> (..., N, M). c keeps the exponential in range and cancels in the
     ratio: the maximum of W x~ over the axes `over`, (-1,) for queries, (-2, -1) for keys, which share one.
     """
+    if projection.shape[1:] != x.shape[-1:]:
+        raise ValueError(f"projection {tuple(projection.shape)} must be (M, d), d={x.shape[-1]}")
     x = x * x.shape[-1] ** -0.25
     logits = x @ projection.T.to(x.dtype)  # (*x.shape[:-1], len(projection))
-    logits = logits - logits.amax(dim=over, keepdim=True).detach() - x.square().sum(dim=-1, keepdim=True) / 2
+    logits = logits - (x.square().sum(-1, keepdim=True) / 2 + logits.detach().amax(over, keepdim=True))
     return (logits.exp() + eps) * len(projection) ** -0.5
 
 
@@ -924,10 +933,7 @@ ATTENTION = {
     "performer": [PerformerAttention],
     "linear": [LinearAttention],
     "linear_fixation": [partial(LinearAttention, fixation="shared")],
-    "lvt": [
-        partial(LinearAttention, axis="time", fixation="shared", neighbours=True),
-        partial(LinearAttention, axis="space", fixation="shared", neighbours=True),
-    ],
+    "lvt": [partial(LinearAttention, axis=a, fixation="shared", neighbours=True) for a in ("time", "space")],
 }
 
 # Where a scheme limits how frames meet, a class token of the clip would carry news between them: these have
@@ -963,9 +969,8 @@ class PatchEmbedding(nn.Module):
     def check(self, video):
         mixed = video.dtype != self.proj.weight.dtype and not torch.is_autocast_enabled(video.device.type)
         if video.ndim != 5 or video.shape[1] != self.channels or mixed:
-            hint = ""
-            if video.ndim == 5 and video.shape[2] == self.channels:
-                hint = "; this looks like (B, T, C, H, W), frames before channels: call video.transpose(1, 2)"
+            swapped = video.ndim == 5 and video.shape[2] == self.channels
+            hint = "; (B, T, C, H, W) has frames before channels: video.transpose(1, 2)" if swapped else ""
             wanted = f"(B, {self.channels} channels, frames, height, width) of {self.proj.weight.dtype}"
             raise ValueError(f"video must be {wanted}, got {tuple(video.shape)} of {video.dtype}{hint}")
         for name, size, patch in zip(("frames", "height", "width"), video.shape[2:], self.patch_size):
@@ -988,10 +993,9 @@ def central_frame_kernel(kernel, frames):
     -> (D, channels, frames, p, q). The tubelet model starts as the image model on the frame at frames // 2 of
     each tubelet: 1.6 points better than an even spread on Kinetics-400 (ViViT, table 1; also Motionformer).
     """
-    D, channels, p, q = kernel.shape
-    inflated = kernel.new_zeros(D, channels, frames, p, q)  # (D, channels, frames, p, q)
-    inflated[:, :, frames // 2] = kernel
-    return inflated
+    if frames < 1 or kernel.ndim != 4:
+        raise ValueError(f"{frames=} must be 1 or more, and {tuple(kernel.shape)} be (D, channels, p, q)")
+    return F.pad(kernel.unsqueeze(2), (0, 0, 0, 0, frames // 2, (frames - 1) // 2))
 
 
 def resize_table(table, old, new, how="smooth"):
@@ -1000,13 +1004,14 @@ def resize_table(table, old, new, how="smooth"):
     "smooth" is linear in time and bicubic in space (Motionformer), "nearest" the nearest entry (TimeSformer's
     code), "repeat" is smooth, but a table of times starts over at its end (X-ViT's and LVT's code).
     """
+    if table.shape[1] != math.prod(old) or len(old) != len(new) or how not in ("smooth", "nearest", "repeat"):
+        raise ValueError(f"{tuple(table.shape)} from {old} to {new}, {how=}: use smooth, nearest or repeat")
     if tuple(old) == tuple(new):
         return table
     if how == "repeat" and len(new) == 1:
         return table[:, torch.arange(new[0], device=table.device) % old[0]]
     mode = "nearest" if how == "nearest" else {1: "linear", 2: "bicubic", 3: "trilinear"}[len(new)]
-    table = table.transpose(1, 2).unflatten(2, tuple(old))
-    table = F.interpolate(table, size=tuple(new), mode=mode)
+    table = F.interpolate(table.transpose(1, 2).unflatten(2, tuple(old)), size=tuple(new), mode=mode)
     return table.flatten(2).transpose(1, 2)
 
 
@@ -1028,11 +1033,8 @@ class PositionEmbedding(nn.Module):
         T, H, W = grid
         S = H * W
         sizes = {"none": (0, 0), "space": (S, 0), "time": (0, T), "separate": (S, T), "joint": (T * S, 0)}
-        if kind not in sizes or resize not in ("smooth", "nearest", "repeat"):
-            given = f"position={kind!r} ({', '.join(sizes)})"
-            raise ValueError(f"{given}, resize={resize!r} (smooth, nearest, repeat): one of these is unknown")
-        if class_token not in ("clip", "frame", "none"):
-            raise ValueError(f"class_token={class_token!r} is unknown; choose clip, frame or none")
+        if kind not in sizes or class_token not in ("clip", "frame", "none"):
+            raise ValueError(f"position={kind!r} ({', '.join(sizes)}) or {class_token=} (clip, frame, none)?")
         places, frames = sizes[kind]
         self.kind, self.grid, self.resize = kind, (T, H, W), resize
         self.class_has_time = class_token == "frame"
@@ -1090,6 +1092,8 @@ class MLP(nn.Module):
         T, H, W = grid
         B, N, D = x.shape
         x = self.fc1(x)  # (B, N, self.fc1.out_features)
+        if self.depthwise is not None and N != T * H * W:
+            raise ValueError(f"{N} tokens on {grid}: depthwise needs its {T * H * W} patches, no class token")
         if self.depthwise is not None:
             frames = self.depthwise(rearrange(x, "B (T H W) c -> (B T) c H W", T=T, H=H, W=W))
             x = rearrange(frames, "(B T) c H W -> B (T H W) c", T=T)
@@ -1186,8 +1190,7 @@ class VideoTransformer(nn.Module):
 
     attention     a name in ATTENTION or a list of steps, where partial(Step, option=...) sets an option
     num_frames    frames of a video, and image_size its height and width, which size the position tables only
-    patch_size    an int, (rows, columns), or (frames, rows, columns): tubelets. Where patch_stride is
-                  smaller, patches overlap
+    patch_size    an int, (rows, columns) or (frames, rows, columns); with a smaller patch_stride they overlap
     position      "none", "space", "time", "separate" or "joint", and how the tables meet another grid, resize
                   "smooth", "nearest" or "repeat", see PositionEmbedding and resize_table
     class_token   "clip", "frame" or "none"; left out, what CLASS_TOKEN says for the scheme, or "clip"
@@ -1213,8 +1216,6 @@ class VideoTransformer(nn.Module):
         head = head or ("mean" if class_token == "none" else "class")
         if depth < 0 or min(num_classes, channels, dim, int(dim * mlp_ratio)) < 1:
             raise ValueError(f"{depth=} >= 0, {num_classes=}, {channels=}, {dim=}, {mlp_ratio=} * dim >= 1")
-        if class_token == "none" and head == "class" or class_token != "none" and depthwise:
-            raise ValueError(f"class_token={class_token!r}: head='class' needs one, depthwise needs 'none'")
         self.patches = PatchEmbedding(patch_size, dim, channels, patch_stride)
         grid = self.patches.grid((num_frames, *as_sizes(image_size)[1:]))
         self.class_token_kind, self.merge_frames, self.checkpoint = class_token, merge_frames, checkpoint
@@ -1293,7 +1294,7 @@ def steps_of(attention):
 TUBELETS = dict(patch_size=(2, 16, 16))
 MOTIONFORMER = dict(attention="trajectory", num_frames=16, head_mlp="tanh", drop_path=0.2, **TUBELETS)
 XVIT = dict(attention="mixing", resize="repeat", head="temporal", head_mlp="gelu")
-LVT = dict(patch_stride=14, position="time", class_token="none", depthwise=True, resize="repeat")  # 16 frames
+LVT = dict(patch_stride=14, position="time", class_token="none", depthwise=True, resize="repeat")
 
 PRESETS = {
     "timesformer": dict(attention="divided"),  # TimeSformer, table 5
@@ -1353,8 +1354,7 @@ def read_weights(source):
         source = torch.load(source, map_location="cpu", weights_only=True)
     for wrapping in ("model_state", "state_dict", "model"):
         source = source[wrapping] if isinstance(source.get(wrapping), dict) else source
-    tensors = {key: value for key, value in source.items() if isinstance(value, torch.Tensor)}
-    return {re.sub(r"^((module|model)\.)+", "", key): value for key, value in tensors.items()}
+    return {re.sub(r"^((module|model)\.)+", "", key): x for key, x in source.items() if torch.is_tensor(x)}
 
 
 def never_used(family, weights):

@@ -5,6 +5,7 @@ without class token. Whatever is compared was measured in the same run: copy the
 """
 
 import argparse
+import ctypes
 import json
 import math
 import os
@@ -27,6 +28,18 @@ GROWTH = (1, 2, 4, 8)  # the rows of a frame, times this: by default 1,568 to 12
 KEYS = {"parameters": 1e6, "macs": 1e9, "forward_ms": 1.0, "both_ms": 1.0, "peak_mb": 1.0}  # and their units
 
 # ==== MEASURING =============================================================================================
+
+
+def keep_memory():
+    """Let the C library keep what a tensor leaves for the next one, as torch's own allocator does on a GPU.
+
+    By default glibc hands every block over 32 MB back to the system, and a new one costs a page fault for
+    every 4 KB: one layer's time then bends upwards where its tensors pass that size, whatever it computes.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "gnu_get_libc_version"):
+        library.mallopt(-4, 0)  # M_MMAP_MAX: no block of its own for a large tensor
+        library.mallopt(-1, -1)  # M_TRIM_THRESHOLD: give nothing back
 
 
 def once(call, device="cpu"):
@@ -286,6 +299,7 @@ def arguments():
 
 def main():
     args = arguments()
+    keep_memory()
     T, H, W = args.grid
     grids = [(T, H * factor, W) for factor in args.growth]
     settings = dict(dim=args.dim, heads=args.heads, device=args.device, dtype=getattr(torch, args.dtype))
