@@ -1085,6 +1085,14 @@ class TestTrajectory(Ladder):
         torch.manual_seed(SEED)
         return plain_trajectory(q, k, v, grid, *map(change, self.projections(q)), **options)
 
+    def test_layers_without_bias(self):
+        q, k, v = qkv(C=1)
+        plain, zero = [[nn.Linear(D, n * D, bias=bias).double() for n in (1, 2)] for bias in (False, True)]
+        for layer, other in zip(plain, zero):
+            other.weight.data = layer.weight.data
+            nn.init.zeros_(other.bias)
+        same(va.trajectory_attention(q, k, v, GRID, *plain), va.trajectory_attention(q, k, v, GRID, *zero))
+
     def mistakes(self):
         def interleaved(layer):
             layer.weight.data = layer.weight.data.unflatten(1, (d, h)).transpose(1, 2).flatten(1)
@@ -1962,6 +1970,17 @@ class TestPrecision:
         for dtype in (torch.bfloat16, torch.float16):
             actual = va.linear_attention(q.to(dtype), k.to(dtype), v.to(dtype), GRID).float()
             assert (actual - expected).norm() < 0.01 * expected.norm()
+
+    @pytest.mark.parametrize("bias", [0.0, -4.0, -8.0, -12.0])
+    def test_gates_that_are_nearly_closed(self, bias):
+        """What they let through, exp(-12), is below what float16 can tell from zero once it is multiplied."""
+        q, k, v = torch.randn(3, 1, 2, 1569, 64)
+        gate = nn.Linear(3 * 64, 64)
+        nn.init.normal_(gate.weight, std=0.05), nn.init.constant_(gate.bias, bias)
+        expected = va.linear_attention(q, k, v, GRID, gate)
+        q, k, v = q.half(), k.half(), v.half()
+        actual = va.linear_attention(q, k, v, GRID, gate.half()).float()
+        assert (actual - expected).norm() < 0.01 * expected.norm()
 
 
 def train(model, clips, labels):
@@ -4239,7 +4258,7 @@ picked.append(score.argmin(dim=1))
     picked.append(score.argmax(dim=1))
 x = x[:, :, shuffle[: oversample * P]]
     x = x[:, :, shuffle[:P]]
-picked = most_orthogonal_subset(x, P, criterion=criterion)
+picked = most_orthogonal_subset(x, P, **options)
     picked = most_orthogonal_subset(x, P)
 return attend(q, prototypes, attend(prototypes, k, v))
     return attend(q, k, attend(prototypes, k, v)[:, :, :1].expand_as(v))
@@ -4263,10 +4282,10 @@ if I * J * (M + d) < (I + J) * M * d:
     if I * J < (I + J) * d:
 q, k = (F.relu(x) + x.shape[-1] ** -0.5 for x in (q, k))
     q, k = (F.relu(x + x.shape[-1] ** -0.5) for x in (q, k))
-return attend_linearly(q / s, k / J, v, 1e-6 / (J * s))
+return attend_linearly(q / s, k / z, v, 1e-6 / s / z)
     return attend_linearly(q, k, v, 1e-6)
-share = 1 / (q @ k.sum(dim=-2).unsqueeze(-1) + eps)
-    share = 1 / (q @ k.mean(dim=-2).unsqueeze(-1) + eps)
+total = q @ k.sum(dim=-2).unsqueeze(-1) + eps
+    total = q @ k.mean(dim=-2).unsqueeze(-1) + eps
 x = torch.cat([q, k, v], dim=-1)
     x = torch.cat([k, q, v], dim=-1)
 return g_q * q, g_k * k

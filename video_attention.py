@@ -589,12 +589,10 @@ def most_orthogonal_subset(x, count, start=0, criterion="max"):
         return torch.stack(picked, dim=1).view(*leading, count)
 
 
-def choose_prototypes(
-    q, k, prototypes=128, choice="orthogonal", queries_only=False, oversample=2, criterion="max"
-):
+def choose_prototypes(q, k, prototypes=128, choice="orthogonal", queries_only=False, oversample=2, **options):
     """Prototypes (B, h, P, d) from the tokens of a clip; as many as there are tokens when these are fewer.
 
-    choice        "orthogonal", see most_orthogonal_subset, with its criterion; or, to compare with
+    choice        "orthogonal", see most_orthogonal_subset, with its **options; or, to compare with
                   (Motionformer, table 3b), "random" or "segments", see segment_means
     queries_only  candidates are the queries and keys (Motionformer's algorithm 1), or the queries (its code)
     oversample    candidates per prototype (the paper's c), so that any N costs the same; None (its code): all
@@ -616,7 +614,7 @@ def choose_prototypes(
         return x[:, :, shuffle[:P]]
     if oversample is not None:
         x = x[:, :, shuffle[: oversample * P]]  # (B, h, min(n, oversample * P), d)
-    picked = most_orthogonal_subset(x, P, criterion=criterion)  # (B, h, P)
+    picked = most_orthogonal_subset(x, P, **options)  # (B, h, P)
     return x.gather(2, picked.unsqueeze(-1).expand(-1, -1, -1, x.shape[3]))
 
 
@@ -754,10 +752,10 @@ def attend_linearly(q, k, v, eps=1e-6):
     if not alike or not (q.dtype == k.dtype == v.dtype or torch.is_autocast_enabled(q.device.type)):
         given = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in (q, k, v))
         raise ValueError(f"needs q (..., I, M), k (..., J, M) and v (..., J, d) of one dtype, got {given}")
-    share = 1 / (q @ k.sum(dim=-2).unsqueeze(-1) + eps)  # (*q.shape[:-1], 1)
+    total = q @ k.sum(dim=-2).unsqueeze(-1) + eps  # (*q.shape[:-1], 1), so that 1 / total is cheap
     if I * J * (M + d) < (I + J) * M * d:
-        return (q @ k.transpose(-1, -2)) @ v * share
-    return q @ (k.transpose(-1, -2) @ v) * share
+        return (q @ k.transpose(-1, -2)) @ v * (1 / total)
+    return q @ (k.transpose(-1, -2) @ v) * (1 / total)
 
 
 # ==== FEATURE FIXATION: a gate that says which features of q and k to trust ===================== LVT =======
@@ -792,12 +790,15 @@ def linear_attention(q, k, v, grid, gate_q=None, gate_k=None):
     Differs       All of LVT here is written from its released code; the paper's section could not be read.
     Copy with     attend_linearly, fixate
     """
+    if q.shape != k.shape:
+        raise ValueError(f"q and k must be alike: {tuple(q.shape)} {q.dtype}, {tuple(k.shape)} {k.dtype}")
     q, k = (F.relu(x) + x.shape[-1] ** -0.5 for x in (q, k))  # the floor keeps every token in view
     if gate_q is not None:
         q, k = fixate(q, k, v, gate_q, gate_k)
-    s = q.detach().amax(dim=-1, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny)  # (*q.shape[:-1], 1)
-    J, s = k.shape[-2], s * q.shape[-1]  # small sums keep half precision in range, and cancel in the ratio
-    return attend_linearly(q / s, k / J, v, 1e-6 / (J * s))
+    tiny = torch.finfo(q.dtype).tiny  # s and z cancel in the ratio and keep half precision in range
+    s = q.detach().amax(dim=-1, keepdim=True).clamp_min(tiny) * q.shape[-1]  # (*q.shape[:-1], 1)
+    z = k.detach().amax((-2, -1), keepdim=True).clamp_min(tiny) * k.shape[-2] ** 0.5  # (*s.shape[:-2], 1, 1)
+    return attend_linearly(q / s, k / z, v, 1e-6 / s / z)
 
 
 # ==== NEIGHBOURHOOD ASSOCIATION: keys and values hear along the axis not attended =============== LVT =======
@@ -842,10 +843,9 @@ class LinearAttention(Attention):
         self.gate_k = nn.Linear(3 * d, d) if fixation == "separate" else None
 
     def mechanism(self, q, k, v, grid, neighbours=False, divisor=4, segment=None):
-        B, h, N, d = q.shape
         if neighbours:
             steps, parts = (EIGHT_AROUND, 16) if self.axis == "time" else (NEXT_AND_PREVIOUS, divisor)
-            share = h * d // parts if parts else 0
+            share = self.qkv.in_features // parts if parts else 0
             k, v = (borrow_from_neighbours(x, grid, steps, share, segment) for x in (k, v))
         kernel = partial(linear_attention, grid=grid, gate_q=self.gate_q, gate_k=self.gate_k)
         if self.axis == "time":
@@ -1092,9 +1092,9 @@ class MLP(nn.Module):
         T, H, W = grid
         B, N, D = x.shape
         x = self.fc1(x)  # (B, N, self.fc1.out_features)
-        if self.depthwise is not None and N != T * H * W:
-            raise ValueError(f"{N} tokens on {grid}: depthwise needs its {T * H * W} patches, no class token")
         if self.depthwise is not None:
+            if N != T * H * W:
+                raise ValueError(f"{N} tokens on {grid}: depthwise needs {T * H * W} patches, no class token")
             frames = self.depthwise(rearrange(x, "B (T H W) c -> (B T) c H W", T=T, H=H, W=W))
             x = rearrange(frames, "(B T) c H W -> B (T H W) c", T=T)
         return self.dropout(self.fc2(self.dropout(self.gelu(x))))

@@ -33,8 +33,8 @@ KEYS = {"parameters": 1e6, "macs": 1e9, "forward_ms": 1.0, "both_ms": 1.0, "peak
 def keep_memory():
     """Let the C library keep what a tensor leaves for the next one, as torch's own allocator does on a GPU.
 
-    By default glibc hands every block over 32 MB back to the system, and a new one costs a page fault for
-    every 4 KB: one layer's time then bends upwards where its tensors pass that size, whatever it computes.
+    By itself glibc hands every block over 32 MB back to the system, and a new one costs a page fault for
+    every 4 KB: the time of a layer bends upwards where its tensors pass that size, whatever it computes.
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "gnu_get_libc_version"):
@@ -292,6 +292,7 @@ def arguments():
     parser.add_argument("--repeats", type=int, default=5, help="of which the median is taken")
     parser.add_argument("--schemes", nargs="+", default=va.ATTENTION, choices=va.ATTENTION, metavar="NAME")
     parser.add_argument("--growth", nargs="+", type=int, default=GROWTH, metavar="N", help="times the rows")
+    parser.add_argument("--keep-memory", action="store_true", help="no page faults, see keep_memory (glibc)")
     parser.add_argument("--targets", action="store_true", help="only the ratios that have to be kept")
     parser.add_argument("--json", action="store_true", help="the numbers for programs")
     return parser.parse_args()
@@ -299,7 +300,8 @@ def arguments():
 
 def main():
     args = arguments()
-    keep_memory()
+    if args.keep_memory:
+        keep_memory()
     T, H, W = args.grid
     grids = [(T, H * factor, W) for factor in args.growth]
     settings = dict(dim=args.dim, heads=args.heads, device=args.device, dtype=getattr(torch, args.dtype))
