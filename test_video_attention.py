@@ -4254,10 +4254,10 @@ return trajectory_attention(q, k, v, grid, self.proj_q, self.proj_kv, look, self
     return trajectory_attention(q, k, v, grid, self.proj_q, self.proj_kv, look)
 score = torch.maximum(score, newest) if criterion == "max" else score + newest
     score = torch.minimum(score, newest) if criterion == "max" else score + newest
-picked.append(score.argmin(dim=1))
-    picked.append(score.argmax(dim=1))
-x = x[:, :, shuffle[: oversample * P]]
-    x = x[:, :, shuffle[:P]]
+picked.append(top + score.min(dim=1).indices)
+    picked.append(top + score.max(dim=1).indices)
+x = x.index_select(2, shuffle[: oversample * P])
+    x = x.index_select(2, shuffle[:P])
 picked = most_orthogonal_subset(x, P, **options)
     picked = most_orthogonal_subset(x, P)
 return attend(q, prototypes, attend(prototypes, k, v))

@@ -579,21 +579,21 @@ def most_orthogonal_subset(x, count, start=0, criterion="max"):
         x, R = F.normalize(x, dim=2), x.shape[0]
         cosine = x @ x.transpose(1, 2)  # (R, n, n), each pick will read one row of it
         cosine.diagonal(dim1=1, dim2=2).fill_(torch.inf)  # never the same twice
-        each = torch.arange(R, device=x.device)  # (R,)
-        picked = [torch.full_like(each, start)]
+        cosine = cosine.flatten(0, 1)  # (R*n, n), one table below the other
+        top = torch.arange(0, R * n, n, device=x.device)  # (R,), the first row of each
+        picked = [top + start]
         score = torch.zeros_like(x[:, :, 0])  # (R, n)
         for _ in range(count - 1):
-            newest = cosine[each, picked[-1]].abs()  # (R, n)
+            newest = cosine.index_select(0, picked[-1]).abs()  # (R, n)
             score = torch.maximum(score, newest) if criterion == "max" else score + newest
-            picked.append(score.argmin(dim=1))
-        return torch.stack(picked, dim=1).view(*leading, count)
+            picked.append(top + score.min(dim=1).indices)
+        return torch.stack(picked, dim=1).remainder(n).view(*leading, count)
 
 
-def choose_prototypes(q, k, prototypes=128, choice="orthogonal", queries_only=False, oversample=2, **options):
+def choose_prototypes(q, k, prototypes=128, choice="orthogonal", queries_only=False, oversample=3, **options):
     """Prototypes (B, h, P, d) from the tokens of a clip; as many as there are tokens when these are fewer.
 
-    choice        "orthogonal", see most_orthogonal_subset, with its **options; or, to compare with
-                  (Motionformer, table 3b), "random" or "segments", see segment_means
+    choice        "orthogonal", see most_orthogonal_subset for **options; "random"; "segments" (table 3b)
     queries_only  candidates are the queries and keys (Motionformer's algorithm 1), or the queries (its code)
     oversample    candidates per prototype (the paper's c), so that any N costs the same; None (its code): all
 
@@ -613,7 +613,7 @@ def choose_prototypes(q, k, prototypes=128, choice="orthogonal", queries_only=Fa
     if choice == "random":
         return x[:, :, shuffle[:P]]
     if oversample is not None:
-        x = x[:, :, shuffle[: oversample * P]]  # (B, h, min(n, oversample * P), d)
+        x = x.index_select(2, shuffle[: oversample * P])  # (B, h, min(n, oversample * P), d)
     picked = most_orthogonal_subset(x, P, **options)  # (B, h, P)
     return x.gather(2, picked.unsqueeze(-1).expand(-1, -1, -1, x.shape[3]))
 
