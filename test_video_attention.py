@@ -3141,14 +3141,14 @@ class TestBadInput:
             (lambda x: va.PatchEmbedding(8, 6)(torch.zeros(1, 3, 2, 8, 8).byte()), "float32, got .*uint8"),
             (lambda x: va.PatchEmbedding(8, 6)(randn(1, 3, 2, 8, 8)), "float32, got .*float64"),
             (lambda x: va.load_image_weights(tiny("space"), {"a": x}), "1 tensors.*patch_embed"),
-            (lambda x: va.attend_per_frame(x, x, x, 3), "T=3 frames.*140"),
-            (lambda x: va.attend_per_frame(x, x, x, 0), "T=0 frames"),
-            (lambda x: va.attend_per_frame(x, x, x[:, :, :70], 5), "T=5 frames.*70"),
-            (lambda x: va.attend_per_frame(x[0], x, x, 5), "T=5 frames.*3, 140, 6"),
-            (lambda x: va.orthoformer_per_frame(x, x, x, 3, x[:, :, :9]), "T=3 frames"),
+            (lambda x: va.attend_per_frame(x, x, x, 3), "T=3.*140"),
+            (lambda x: va.attend_per_frame(x, x, x, 0), "T=0"),
+            (lambda x: va.attend_per_frame(x, x, x[:, :, :70], 5), "T=5.*70"),
+            (lambda x: va.attend_per_frame(x[0], x, x, 5), "T=5.*3, 140, 6"),
+            (lambda x: va.orthoformer_per_frame(x, x, x, 3, x[:, :, :9]), "T=3:"),
             (lambda x: va.orthoformer_per_frame(x, x, x, 5, x[0, :, :9]), r"\[3, 9, 6\]"),
             (lambda x: va.nystrom_per_frame(x, x, x, 3), "128 means of .*T=3"),
-            (lambda x: va.nystrom_per_frame(x, x, x[:, :, :70], 5), "T=5 frames"),
+            (lambda x: va.nystrom_per_frame(x, x, x[:, :, :70], 5), "T=5"),
             (lambda x: va.choose_prototypes(x, x[:, :, 1:], 9), r"\(2, 3, 139, 6\)"),
             (lambda x: va.choose_prototypes(x[0], x[0], 9), r"\(3, 140, 6\)"),
             (lambda x: va.fixate(x, x, x, *linear(18, 5)), "18 -> 6"),
@@ -4282,7 +4282,7 @@ if I * J * (M + d) < (I + J) * M * d:
     if I * J < (I + J) * d:
 q, k = (F.relu(x) + x.shape[-1] ** -0.5 for x in (q, k))
     q, k = (F.relu(x + x.shape[-1] ** -0.5) for x in (q, k))
-return attend_linearly(q / s, k / z, v, 1e-6 / s / z)
+return attend_linearly(q * s, k * z, v, 1e-6 * s * z)
     return attend_linearly(q, k, v, 1e-6)
 total = q @ k.sum(dim=-2).unsqueeze(-1) + eps
     total = q @ k.mean(dim=-2).unsqueeze(-1) + eps

@@ -17,7 +17,7 @@ NOTATION    in shapes, in einops patterns and in costs
     T, H and W belong to the call: a model built for 8 frames of 14 x 14 patches also runs 5 frames of 9 x 13.
     A comment such as  # (B, h, N, d)  is the shape of what its line has just made.
     In equations s is a place and t a frame, a prime marks what is seen, ~ and ^ what is derived, ^T a
-    transpose; Q, K and V stack q, k and v, W is a weight and I the identity.
+    transpose, ^+ a pseudo-inverse; Q, K and V stack q, k and v, W is a weight and I the identity.
 
 SKELETON    each mechanism is
     1. a pure function of q, k and v (B, h, C + T*S, d), split into heads, and the grid -> the same shape;
@@ -96,7 +96,7 @@ def attend_within_frames(q, k, v, grid, pattern, kernel=attend, summary=False):
     q, k, v (B, h, C + T*S, d) -> the same shape. "B h (T H W) d -> (B T H) h W d" makes every row a group. A
     class token joins every group of its frame, and what it becomes is the mean of what its copies found; a
     clip's only class token is copied into every frame in this way. With `summary` the mean of every frame's
-    patches joins the keys and values of every group. Groups, "(B T ...)", are of one frame; `kernel` attends.
+    patches joins the keys and values of every group. The right side must begin "(B T"; `kernel` attends.
     """
     C = count_class_tokens(q, grid, k, v)
     T, H, W = grid
@@ -440,7 +440,7 @@ def mixing_attention(q, k, v, grid, window=1, moved=0.5, whole_heads=False, summ
     Class token   One per frame, mixed like the patches; a clip's only one is copied into every frame.
     Cost          2*T*(S + c)**2*D        what space attention costs
     Differs       1. The paper mixes channels of every head; the released models slice the joined heads, so
-                     that most heads move as a whole, ahead or back (whole_heads). Parts are in their order.
+                     that mostly whole heads look ahead, look back or stay, in that order (whole_heads).
                   2. The released Kinetics models mix within segments of 8 of a clip's 16 frames (segment).
                   3. Summary tokens, see there, are in the paper only (summary).
     Copy with     attend, count_class_tokens, attend_within_frames, borrow
@@ -500,7 +500,7 @@ def attend_per_frame(q, k, v, T, kernel=attend):
     q (B, h, I, d), k and v (B, h, T*S, d) -> (B, h, I, T, d). `kernel` does the attending.
     """
     if not q.ndim == k.ndim == v.ndim == 4 or k.shape[:3] != v.shape[:3] or T < 1 or k.shape[2] % T:
-        raise ValueError(f"needs (B, h, T*S, d), {T=} frames; q, k, v are {q.shape}, {k.shape}, {v.shape}")
+        raise ValueError(f"needs q (B, h, I, d), k, v (B, h, T*S, d), {T=}: {q.shape}, {k.shape}, {v.shape}")
     B, h, I, d = q.shape
     keys_and_values = [rearrange(x, "B h (T S) d -> (B T) h S d", T=T) for x in (k, v)]
     q = repeat(q, "B h I d -> (B T) h I d", T=T)  # (B*T, h, I, d)
@@ -514,9 +514,9 @@ def trajectory_attention(q, k, v, grid, proj_q, proj_kv, first_stage=attend_per_
 
     proj_q is W_q, a linear layer D -> D, and proj_kv is W_k above W_v, D -> 2*D; they see the heads joined.
 
-    Projecting all T tokens of every trajectory costs 2*T*D**2 a patch. But in each head q . (W_k y) =
-    (W_k^T q) . y; a bias in W_k adds one number to all T scores, which a softmax does not see; and a mean of
-    W_v y + b_v is W_v of the mean + b_v. So 2*D**2 a patch do, for scores and means over D channels, not d.
+    y~ is what first_stage finds. In each head u . (W_k y~) = (W_k^T u) . y~ with u = W_q y~; a bias in W_k
+    adds one number to all T scores, which a softmax does not see; a mean of W_v y~ + b_v is W_v of the mean
+    + b_v. So 2*D**2 a patch do, not 2*T*D**2 for its trajectory; scores and means run over D channels, not d.
 
     Sees          everything
     Class token   Sees everything, itself too, and skips the second stage. No patch sees it.
@@ -594,7 +594,7 @@ def choose_prototypes(q, k, prototypes=128, choice="orthogonal", queries_only=Fa
     """Prototypes (B, h, P, d) from the tokens of a clip; as many as there are tokens when these are fewer.
 
     choice        "orthogonal", see most_orthogonal_subset for **options; "random"; "segments" (table 3b)
-    queries_only  candidates are the queries and keys (Motionformer's algorithm 1), or the queries (its code)
+    queries_only  candidates are the queries alone (Motionformer's code), else queries and keys (algorithm 1)
     oversample    candidates per prototype (the paper's c), so that any N costs the same; None (its code): all
 
     Copy with     most_orthogonal_subset, segment_means
@@ -609,7 +609,7 @@ def choose_prototypes(q, k, prototypes=128, choice="orthogonal", queries_only=Fa
     if choice == "segments":
         return segment_means(x, P)
     i = torch.arange(n, device=x.device) + 104729  # (n,)
-    shuffle = (i * i % 1000003 * i % 1000003).argsort(stable=True)  # the same in every call, compiled too
+    shuffle = (i * i % 1000003 * i % 1000003).argsort(stable=True)  # cubes mod a prime: scattered, but fixed
     if choice == "random":
         return x[:, :, shuffle[:P]]
     if oversample is not None:
@@ -740,7 +740,7 @@ class NystromTrajectoryAttention(TrajectoryAttention):
 def attend_linearly(q, k, v, eps=1e-6):
     """Attention with weights q_i . k_j of features that are not negative: no table of N x N is needed.
 
-        out_i = q_i . (sum_j k_j^T v_j) / (q_i . sum_j k_j + eps)
+        out_i = q_i . (sum_j k_j^T v_j) / (q_i . sum_j k_j + eps),   k_j^T v_j an outer product, M x d
 
     q (..., I, M), k (..., J, M), v (..., J, d) and eps, a number or (..., I, 1) -> (..., I, d). When keys are
     so few that the weights themselves are cheaper, the products are taken in that order.
@@ -752,10 +752,10 @@ def attend_linearly(q, k, v, eps=1e-6):
     if not alike or not (q.dtype == k.dtype == v.dtype or torch.is_autocast_enabled(q.device.type)):
         given = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in (q, k, v))
         raise ValueError(f"needs q (..., I, M), k (..., J, M) and v (..., J, d) of one dtype, got {given}")
-    total = q @ k.sum(dim=-2).unsqueeze(-1) + eps  # (*q.shape[:-1], 1), so that 1 / total is cheap
+    total = q @ k.sum(dim=-2).unsqueeze(-1) + eps  # (*q.shape[:-1], 1)
     if I * J * (M + d) < (I + J) * M * d:
-        return (q @ k.transpose(-1, -2)) @ v * (1 / total)
-    return q @ (k.transpose(-1, -2) @ v) * (1 / total)
+        return (q @ k.transpose(-1, -2)) @ v / total
+    return q @ (k.transpose(-1, -2) @ v) / total
 
 
 # ==== FEATURE FIXATION: a gate that says which features of q and k to trust ===================== LVT =======
@@ -771,9 +771,9 @@ def fixate(q, k, v, gate_q, gate_k=None):
     Cost          3*N*d*D        for each gate
     """
     B, h, N, d = q.shape
-    alike = q.shape == k.shape == v.shape
-    if not alike or any(gate.weight.shape != (d, 3 * d) for gate in (gate_q, gate_k or gate_q)):
-        raise ValueError(f"needs q, k, v alike and gates {3 * d} -> {d}: {q.shape}, {k.shape}, {v.shape}")
+    gates = [gate for gate in (gate_q, gate_k) if isinstance(gate, nn.Linear)]  # others go unchecked
+    if q.shape != k.shape or q.shape[:3] != v.shape[:3] or any(g.weight.shape != (d, 3 * d) for g in gates):
+        raise ValueError(f"needs q, k alike, v as many, gate {3 * d} -> {d}: {q.shape}, {k.shape}, {v.shape}")
     x = torch.cat([q, k, v], dim=-1)  # (B, h, N, 3*d)
     g_q = torch.sigmoid(gate_q(x))  # (B, h, N, d)
     g_k = g_q if gate_k is None else torch.sigmoid(gate_k(x))
@@ -795,10 +795,10 @@ def linear_attention(q, k, v, grid, gate_q=None, gate_k=None):
     q, k = (F.relu(x) + x.shape[-1] ** -0.5 for x in (q, k))  # the floor keeps every token in view
     if gate_q is not None:
         q, k = fixate(q, k, v, gate_q, gate_k)
-    tiny = torch.finfo(q.dtype).tiny  # s and z cancel in the ratio and keep half precision in range
-    s = q.detach().amax(dim=-1, keepdim=True).clamp_min(tiny) * q.shape[-1]  # (*q.shape[:-1], 1)
-    z = k.detach().amax((-2, -1), keepdim=True).clamp_min(tiny) * k.shape[-2] ** 0.5  # (*s.shape[:-2], 1, 1)
-    return attend_linearly(q / s, k / z, v, 1e-6 / s / z)
+    tiny = torch.finfo(q.dtype).tiny  # s and z cancel in the ratio: no gradient, but half precision holds it
+    s = 1 / q.shape[-1] / q.detach().amax(dim=-1, keepdim=True).clamp_min(tiny)  # (*q.shape[:-1], 1)
+    z = k.shape[-2] ** -0.5 / k.detach().amax((-2, -1), keepdim=True).clamp_min(tiny)  # (*s.shape[:-2], 1, 1)
+    return attend_linearly(q * s, k * z, v, 1e-6 * s * z)
 
 
 # ==== NEIGHBOURHOOD ASSOCIATION: keys and values hear along the axis not attended =============== LVT =======
@@ -836,8 +836,8 @@ class LinearAttention(Attention):
         super().__init__(dim, heads, *args, **options)
         self.axis, self.skips_class_token = axis, axis == "time"
         known = axis in ("joint", "time", "space") and fixation in (None, "shared", "separate")
-        if not known or axis == "joint" and options.get("neighbours"):  # of whom it sees all anyway
-            raise ValueError(f"{axis=} (joint, time, space), {fixation=} (shared, separate), {options=}")
+        if not known or axis == "joint" and options.get("neighbours"):  # joint attention sees them anyway
+            raise ValueError(f"{axis=}: time, space, joint (no neighbours); {fixation=}: shared, separate")
         d = dim // heads
         self.gate_q = nn.Linear(3 * d, d) if fixation else None
         self.gate_k = nn.Linear(3 * d, d) if fixation == "separate" else None
@@ -870,8 +870,8 @@ def favor_features(x, projection, over, eps=1e-6):
 
         phi(x) = (exp(W x~ - |x~|^2 / 2 - c) + eps) / sqrt(M),   x~ = x / d^(1/4)
 
-    x (..., N, d), W = projection (M, d) -> (..., N, M). c keeps the exponential in range and cancels in the
-    ratio: the maximum of W x~ over the axes `over`, (-1,) for queries, (-2, -1) for keys, which share one.
+    x (..., N, d), W = projection (M, d) -> (..., N, M). c keeps the exponential in range and, but for
+    eps, cancels: the maximum of W x~ over the axes `over`, (-1,) for queries, (-2, -1) for keys.
     """
     if projection.shape[1:] != x.shape[-1:]:
         raise ValueError(f"projection {tuple(projection.shape)} must be (M, d), d={x.shape[-1]}")
@@ -1001,11 +1001,11 @@ def central_frame_kernel(kernel, frames):
 def resize_table(table, old, new, how="smooth"):
     """Resample a position table (1, prod(old), D) to (1, prod(new), D).
 
-    "smooth" is linear in time and bicubic in space (Motionformer), "nearest" the nearest entry (TimeSformer's
-    code), "repeat" is smooth, but a table of times starts over at its end (X-ViT's and LVT's code).
+    "smooth" is linear in time, bicubic in space, trilinear in both (Motionformer), "nearest" the nearest
+    (TimeSformer's code), "repeat" is smooth, but a table of times starts over at its end (X-ViT's and LVT's).
     """
     if table.shape[1] != math.prod(old) or len(old) != len(new) or how not in ("smooth", "nearest", "repeat"):
-        raise ValueError(f"{tuple(table.shape)} from {old} to {new}, {how=}: use smooth, nearest or repeat")
+        raise ValueError(f"{tuple(table.shape)} must fit {old} to {new}, {how=}: smooth, nearest, repeat")
     if tuple(old) == tuple(new):
         return table
     if how == "repeat" and len(new) == 1:
@@ -1075,7 +1075,7 @@ class MLP(nn.Module):
     """Each token by itself, x (B, N, D) -> (B, N, D).
 
     With depthwise, hidden channels also see their 3 x 3 neighbours in the frame, which tells a patch where
-    it is (LVT, whose tokens are patches only). gelu="tanh" is the approximation that ViViT was trained with.
+    it is (LVT, whose tokens are patches only). gelu="none" is exact, "tanh" as ViViT was trained.
 
     Cost          2*N*D*hidden        and 9*N*hidden with depthwise
     """
