@@ -2974,6 +2974,12 @@ class TestBenchmark:
         assert found["grids"] == [[2, 3, 4], [2, 6, 4]]
         assert found["results"]["space"][1]["macs"] == 4 * 48 * 24**2 + 2 * 2 * 24**2 * 24
 
+    def test_one_size_has_no_exponent(self, monkeypatch, capsys):
+        size = "--grid 2 3 4 --dim 24 --heads 2 --growth 1 --repeats 1 --schemes space".split()
+        monkeypatch.setattr(sys, "argv", ["video_attention.py", *size])
+        self.benchmark.main()
+        assert "N^" not in capsys.readouterr().out
+
     def test_targets_say_what_is_missed(self, capsys):
         assert self.benchmark.print_targets([("one", 0.5, 0.5)])
         assert not self.benchmark.print_targets([("one", 0.5, 0.6), ("two", 0.7, 0.6)])

@@ -315,8 +315,9 @@ def main():
     size = f"{T} frames of {H} x {W} patches, D={args.dim}, {args.heads} heads"
     print(f"{size}, {args.dtype}{', compiled' * args.compile}, {device_name(args.device)}")
     print_costs(results)
-    print()
-    print_growth(results, [math.prod(grid) for grid in grids])
+    if len(grids) > 1:  # one size has no slope
+        print()
+        print_growth(results, [math.prod(grid) for grid in grids])
 
 
 def device_name(device):
