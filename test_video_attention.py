@@ -2997,6 +2997,8 @@ class TestErrors:
             (dict(attention="divded"), "divded.*space, joint, divided"),
             (dict(position="learned"), "learned.*separate"),
             (dict(class_token="two"), "two.*clip, frame, none"),
+            (dict(class_token="none", head="class"), "head='class'"),
+            (dict(depthwise=True), "depthwise"),
             (dict(head="max"), "max.*class, mean"),
             (dict(patch_size=(1, 2, 3, 4)), r"\(1, 2, 3, 4\)"),
             (dict(patch_size=0), "size 0"),
@@ -3178,8 +3180,6 @@ class TestBadInput:
             (lambda x: va.central_frame_kernel(randn(7, 3, 4, 5), 0), "frames=0"),
             (lambda x: va.central_frame_kernel(randn(7, 3, 4), 2), r"\(7, 3, 4\)"),
             (lambda x: va.MLP(6, 9, depthwise=True)(torch.randn(2, 141, 6), GRID), "141 tokens.*140 patches"),
-            (lambda x: tiny("space", class_token="none", head="class")(torch.randn(VIDEO)), "no class token"),
-            (lambda x: tiny("joint", depthwise=True)(torch.randn(VIDEO)), "no class token"),
         ],
     )
     def test_helpers(self, call, message):

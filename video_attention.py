@@ -678,8 +678,7 @@ def iterative_inverse(A, iterations=6, one_scale=False):
 
         Z <- Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4,   from   Z = A^T / (|A|_1 |A|_inf),   |A|_inf = 1
 
-    Differs       Nystromformer's code divides all matrices by the largest |A|_1 in the batch (one_scale), so
-                  that a clip's result depends on its neighbours there; here each by its own.
+    Differs       Nystromformer's code divides by the batch's largest |A|_1 (one_scale), so that clips mix.
     """
     *leading, rows, P = A.shape
     if rows != P or iterations < 0:
@@ -829,7 +828,7 @@ class LinearAttention(Attention):
 
     fixation      None, "shared" (one gate) or "separate" (one for q, one for k)
     neighbours    k and v borrow channels: along time a sixteenth from each of the eight around, in space one
-                  part in `divisor` from the next and the previous frame (mixing's moved is 2 / divisor)
+                  part in `divisor` from the next and the previous frame of a `segment` (moved = 2 / divisor)
     """
 
     def __init__(self, dim, heads, *args, axis="joint", fixation=None, **options):
@@ -947,9 +946,8 @@ class PatchEmbedding(nn.Module):
 
     video (B, channels, frames, height, width) -> tokens (B, T*S, D) and their grid (T, H, W)
 
-    Patches of one frame are TimeSformer's; of several, called cubic or tubelets, ViViT's and Motionformer's.
-    A convolution whose stride is its kernel is one linear layer on every patch. With a smaller stride patches
-    overlap, with zeros around the frame and a norm after (LVT).
+    Patches of one frame are TimeSformer's; of several (tubelets), ViViT's and Motionformer's. A convolution
+    with stride = kernel is one linear layer on each; with less they overlap, zeros around, norm after (LVT).
     """
 
     def __init__(self, patch_size, dim, channels=3, stride=None):
@@ -1216,6 +1214,8 @@ class VideoTransformer(nn.Module):
         head = head or ("mean" if class_token == "none" else "class")
         if depth < 0 or min(num_classes, channels, dim, int(dim * mlp_ratio)) < 1:
             raise ValueError(f"{depth=} >= 0, {num_classes=}, {channels=}, {dim=}, {mlp_ratio=} * dim >= 1")
+        if class_token == "none" and head == "class" or class_token != "none" and depthwise:
+            raise ValueError(f"class_token={class_token!r}: head='class' needs one, depthwise needs 'none'")
         self.patches = PatchEmbedding(patch_size, dim, channels, patch_stride)
         grid = self.patches.grid((num_frames, *as_sizes(image_size)[1:]))
         self.class_token_kind, self.merge_frames, self.checkpoint = class_token, merge_frames, checkpoint
