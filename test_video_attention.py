@@ -3062,6 +3062,7 @@ class TestBadInput:
     def test_q_k_and_v_that_do_not_fit_are_refused(self, name):
         call, (q, k, v) = self.mechanism(name), qkv()
         wrong = [(q, k.float(), v), (q, k, v.float()), (q, k.long(), v), (q, k, v[:, :, 1:])]
+        wrong += [(q.to("meta"), k, v), (q, k.to("meta"), v), (q, k, v.to("meta"))]
         wrong += [(q, torch.cat([k, k]), torch.cat([v, v])), (q, torch.cat([k, k], 1), torch.cat([v, v], 1))]
         if name != "performer_attention":  # whose projection has torch refuse it
             wrong.append((q, k[..., 1:], v))
@@ -3080,9 +3081,40 @@ class TestBadInput:
     @every_step
     def test_tokens_that_do_not_fit_are_refused(self, step):
         module, x = step(D, h).double(), randn(B, 140, D)
-        for wrong in (x[0], x[None], x[0, 0], x[..., 1:], x.float(), x.half(), x.long()):
-            with pytest.raises(ValueError, match=r"\(B, N, 18\) torch.float64, got \("):
+        for wrong in (x[0], x[None], x[0, 0], x[..., 1:], x.float(), x.half(), x.long(), x.to("meta")):
+            with pytest.raises(ValueError, match=r"\(B, N, 18\) torch.float64 cpu, got \("):
                 module(wrong, GRID)
+
+    @pytest.mark.parametrize(
+        "module",
+        [
+            va.MLP(6, 9),
+            va.MLP(6, 9, depthwise=True),
+            va.Block(6, [], va.MLP(6, 9)),
+            va.PositionEmbedding("space", GRID, 6, "none"),
+            va.PositionEmbedding("time", GRID, 6, "none"),
+            va.PositionEmbedding("joint", GRID, 6, "none"),
+            va.Head(6, 9, "mean", None, None, 3, 0.0),
+            va.Head(6, 9, "mean", "tanh", None, 3, 0.0),
+            va.Head(6, 9, "mean", "gelu", None, 3, 0.0),
+            va.Head(6, 9, "temporal", None, None, 3, 0.0),
+        ],
+        ids=lambda module: type(module).__name__,
+    )
+    def test_so_do_the_other_modules_used_alone(self, module):
+        x = torch.randn(B, 140, 6)
+        assert module(x, GRID).isfinite().all()
+        refused = r"\(B, N, 6\) torch.float32 cpu, got \(|needs floats .* got \("
+        for wrong in (x[0], x[None], x[..., 1:], x[..., :1], x.double(), x.half(), x.long(), x.to("meta")):
+            with pytest.raises(ValueError, match=refused):
+                module(wrong, GRID)
+
+    def test_a_temporal_head_used_alone(self):
+        head, x = va.TemporalAttentionHead(6, 3), torch.randn(B, 5, 6)
+        assert head(x).shape == (B, 6)
+        for wrong in (x[0], x[None], x[..., 1:], x[..., :1], x.double(), x.half(), x.long(), x.to("meta")):
+            with pytest.raises(ValueError, match=r"\(B, N, 6\) torch.float32 cpu, got \("):
+                head(wrong)
 
     @every_step
     def test_empty_strided_and_differentiable_input_works(self, step):
@@ -3142,12 +3174,13 @@ class TestBadInput:
             (lambda x: va.PositionEmbedding("time", GRID, 6, "frame")(randn(2, 141, 6), GRID), "^1 class"),
             (lambda x: va.PositionEmbedding("space", GRID, 6, "none")(randn(2, 141, 6), GRID), "^1 class"),
             (lambda x: va.PositionEmbedding("time", GRID, 6, "two"), "class_token='two'"),
-            (lambda x: va.Head(6, 9, "class", None, None, 3, 0.0)(x[0], GRID), "140 tokens.*mean"),
+            (lambda x: va.Head(6, 9, "class", None, None, 3, 0.0).double()(x[0], GRID), "140 tokens.*mean"),
             (lambda x: va.StochasticDepth(-0.1), "-0.1"),
             (lambda x: va.PatchEmbedding((0, 8, 8), 6), r"\(0, 8, 8\)"),
             (lambda x: va.PatchEmbedding(8, 6, stride=0), "size 0"),
-            (lambda x: va.PatchEmbedding(8, 6)(torch.zeros(1, 3, 2, 8, 8).byte()), "float32, got .*uint8"),
-            (lambda x: va.PatchEmbedding(8, 6)(randn(1, 3, 2, 8, 8)), "float32, got .*float64"),
+            (lambda x: va.PatchEmbedding(8, 6)(torch.zeros(1, 3, 2, 8, 8).byte()), "float32 cpu.*uint8"),
+            (lambda x: va.PatchEmbedding(8, 6)(torch.zeros(1, 3, 2, 8, 8, device="meta")), "cpu, got .*meta"),
+            (lambda x: va.PatchEmbedding(8, 6)(randn(1, 3, 2, 8, 8)), "float32 cpu, got .*float64"),
             (lambda x: va.load_image_weights(tiny("space"), {"a": x}), "1 tensors.*patch_embed"),
             (lambda x: va.attend_per_frame(x, x, x, 3), "T=3.*140"),
             (lambda x: va.attend_per_frame(x, x, x, 0), "T=0"),
@@ -4198,6 +4231,8 @@ scores = torch.einsum("...id,...jd->...ij", q, k) / math.sqrt(q.shape[-1])
     scores = torch.einsum("...id,...jd->...ij", q, k)
 weights = scores.softmax(dim=-1)
     weights = scores.softmax(dim=-2)
+if x.ndim != 3 or x.shape[2] != weight.shape[-1] or mixed or x.device != weight.device:
+    if x.ndim != 3 or weight.shape[-1] % x.shape[2] or mixed or x.device != weight.device:
 class_token = class_token.mean(dim=2, keepdim=True)
     class_token = class_token.sum(dim=2, keepdim=True)
 share = int(moved * j * q.shape[-1] / max(1, 2 * window))
@@ -4262,10 +4297,12 @@ score = torch.maximum(score, newest) if criterion == "max" else score + newest
     score = torch.minimum(score, newest) if criterion == "max" else score + newest
 picked.append(top + score.min(dim=1).indices)
     picked.append(top + score.max(dim=1).indices)
-x = x.index_select(2, shuffle[: oversample * P])
-    x = x.index_select(2, shuffle[:P])
-picked = most_orthogonal_subset(x, P, **options)
-    picked = most_orthogonal_subset(x, P)
+i = shuffle[: c * P]
+    i = shuffle[:P]
+x = torch.where(i[:, None] < N, q.index_select(2, i % N), k.index_select(2, i % N))
+    x = torch.where(i[:, None] < N, k.index_select(2, i % N), q.index_select(2, i % N))
+return x.gather(2, most_orthogonal_subset(x, P, **options)[..., None].expand(-1, -1, -1, d))
+    return x.gather(2, most_orthogonal_subset(x, P)[..., None].expand(-1, -1, -1, d))
 return attend(q, prototypes, attend(prototypes, k, v))
     return attend(q, k, attend(prototypes, k, v)[:, :, :1].expand_as(v))
 found = attend_per_frame(prototypes, k, v, T).flatten(3)
@@ -4304,8 +4341,8 @@ lengths = torch.randn(features, d).norm(dim=1, keepdim=True)
     lengths = torch.rand(features, d).norm(dim=1, keepdim=True)
 x = x * x.shape[-1] ** -0.25
     x = x * x.shape[-1] ** -0.5
-return (logits.exp() + eps) * len(projection) ** -0.5
-    return logits.exp() * len(projection) ** -0.5
+return logits.exp_() + eps * len(projection) ** -0.5
+    return logits.exp_() + eps
 k = favor_features(k, projection, over=(-2, -1))
     k = favor_features(k, projection, over=(-1,))
 return attend_linearly(q, k, v, eps=0.0)

@@ -66,9 +66,10 @@ def attend(q, k, v, return_weights=False):
     """
     alike = q.ndim > 1 and q.shape[:-2] == k.shape[:-2] == v.shape[:-2] and q.shape[-1] == k.shape[-1] > 0
     one_dtype = q.dtype == k.dtype == v.dtype or torch.is_autocast_enabled(q.device.type)
-    if not (alike and k.shape[-2] == v.shape[-2] > 0 and one_dtype and q.is_floating_point()):
-        given = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in (q, k, v))
-        raise ValueError(f"attend needs q (..., I, d), k (..., J, d), v (..., J, e), one float: got {given}")
+    one_device = q.device == k.device == v.device
+    if not (alike and k.shape[-2] == v.shape[-2] > 0 and one_dtype and one_device and q.is_floating_point()):
+        given = ", ".join(f"{tuple(x.shape)} {x.dtype} {x.device}" for x in (q, k, v))
+        raise ValueError(f"needs q (..., I, d), k (..., J, d), v (..., J, e), floats of a kind: got {given}")
     if not return_weights:
         return F.scaled_dot_product_attention(q, k, v)
     scores = torch.einsum("...id,...jd->...ij", q, k) / math.sqrt(q.shape[-1])
@@ -107,8 +108,7 @@ def attend_within_frames(q, k, v, grid, pattern, kernel=attend, summary=False):
         n = H * W // group.shape[2]  # groups in a frame
         parts = [group]
         if C > 0:
-            class_token = x[:, :, :C].expand(B, h, T, d)  # (B, h, T, d)
-            parts.insert(0, repeat(class_token, "B h T d -> (B T n) h 1 d", n=n))
+            parts.insert(0, repeat(x[:, :, :C].expand(B, h, T, d), "B h T d -> (B T n) h 1 d", n=n))
         if summary and i > 0:
             means = reduce(x[:, :, C:], "B h (T S) d -> B h T d", "mean", T=T)  # (B, h, T, d)
             parts.append(repeat(means, "B h R d -> (B T n) h R d", T=T, n=n))  # R = T: each frame hears all
@@ -149,6 +149,14 @@ def attend_in_boxes(q, k, v, grid, boxes):
 
 
 # ==== PROJECTIONS: what every attention module shares; a mechanism fills in `mechanism` =====================
+def check_tokens(x, weight):
+    """ValueError unless x (B, N, D) has the width, the device and, but for autocast, the dtype of weight."""
+    mixed = x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type)
+    if x.ndim != 3 or x.shape[2] != weight.shape[-1] or mixed or x.device != weight.device:
+        needed = f"(B, N, {weight.shape[-1]}) {weight.dtype} {weight.device}"
+        raise ValueError(f"needs {needed}, got {tuple(x.shape)} {x.dtype} {x.device}")
+
+
 class Attention(nn.Module):
     """Project to q, k and v, let the mechanism attend, project back.
 
@@ -178,10 +186,7 @@ class Attention(nn.Module):
         self.zero = nn.Linear(dim, dim) if zero_init else None
 
     def forward(self, x, grid):
-        D, dtype = self.qkv.in_features, self.qkv.weight.dtype
-        mixed = x.dtype != dtype and not torch.is_autocast_enabled(x.device.type)
-        if x.ndim != 3 or x.shape[2] != D or mixed:
-            raise ValueError(f"needs (B, N, {D}) {dtype}, got {tuple(x.shape)} {x.dtype}")
+        check_tokens(x, self.qkv.weight)
         C = count_class_tokens(x, grid) if self.skips_class_token else 0
         B, N, D = x.shape
         q, k, v = self.project(x[:, C:])  # (B, self.heads, N - C, D // self.heads)
@@ -335,7 +340,7 @@ def width_attention(q, k, v, grid):
 
     Class token   As in space attention, but copied into every row.
     Cost          2*T*H*(W + c)**2*D
-    Differs       No code was released. The paper does not say what the class token does, here and in time.
+    Differs       No code was released. The paper does not say what the class token does, in any of the steps.
     Copy with     attend, count_class_tokens, attend_within_frames
     """
     return attend_within_frames(q, k, v, grid, "B h (T H W) d -> (B T H) h W d")
@@ -352,7 +357,6 @@ def height_attention(q, k, v, grid):
 
     Class token   As in space attention, but copied into every column.
     Cost          2*T*W*(H + c)**2*D
-    Differs       As for width.
     Copy with     attend, count_class_tokens, attend_within_frames
     """
     return attend_within_frames(q, k, v, grid, "B h (T H W) d -> (B T W) h H d")
@@ -369,7 +373,6 @@ class HeightAttention(Attention):
 # ==== POOLED: fewer keys, the means over blocks of neighbours ====================== MViT, simplified =======
 def pooled_attention(q, k, v, grid, stride=(1, 2, 2)):
     """Every patch sees the whole clip, but blurred: keys and values are means over blocks of patches.
-
     A block is stride = (frames, rows, columns) patches, less at an odd end. (1, 1, 1) is joint attention.
 
     Sees          everything
@@ -448,8 +451,7 @@ def mixing_attention(q, k, v, grid, window=1, moved=0.5, whole_heads=False, summ
     t = grid[0] if segment is None else segment  # frames that mix among themselves
     j = q.shape[1] if whole_heads else 1  # heads whose channels are shared out together
     share = int(moved * j * q.shape[-1] / max(1, 2 * window))
-    borrows = window > 0 and moved > 0
-    if window < 0 or not 0.0 <= moved <= 1.0 or t < 1 or grid[0] % t or (borrows and share < 1):
+    if window < 0 or not 0.0 <= moved <= 1.0 or t < 1 or grid[0] % t or (window * moved > 0 and share < 1):
         given = f"window={window}, moved={moved}, segment={segment} for {grid[0]} frames, d={q.shape[-1]}"
         raise ValueError(f"{given}: use window >= 0, moved in 0..1, a channel a frame, a segment dividing T")
     steps = [(sign * i, 0, 0) for i in range(1, window + 1) for sign in (1, -1)]
@@ -475,7 +477,6 @@ class MixingAttention(Attention):
 # ==== SUMMARY TOKENS: space attention that hears one word from every frame ========================= X-ViT ==
 def summary_attention(q, k, v, grid):
     """Space attention, the mean of every frame's patches among the keys and values of every frame.
-
     The mean of projections is the projection of the mean, so the pooling comes after the projections.
 
     Sees          everything, the other frames by one token each
@@ -604,18 +605,18 @@ def choose_prototypes(q, k, prototypes=128, choice="orthogonal", queries_only=Fa
         given = f"{prototypes=} of {tuple(q.shape)} and {tuple(k.shape)}, {choice=}, {oversample=}"
         raise ValueError(f"{given}: use two (B, h, N, d), numbers >= 1; orthogonal, random or segments")
     B, h, N, d = q.shape
-    x = q if queries_only else torch.cat([q, k], dim=2)  # (B, h, n, d)
-    n, P = x.shape[2], min(prototypes, N)
+    n, P = N if queries_only else 2 * N, min(prototypes, N)
     if choice == "segments":
-        return segment_means(x, P)
-    i = torch.arange(n, device=x.device) + 104729  # (n,)
-    shuffle = (i * i % 1000003 * i % 1000003).argsort(stable=True)  # cubes mod a prime: scattered, but fixed
+        return segment_means(q if queries_only else torch.cat([q, k], dim=2), P)
+    i = torch.arange(n, device=q.device)  # (n,), candidate i is query i or key i - N
+    c = 1 if choice == "random" else oversample
+    if c is not None:
+        shuffle = ((i + 104729) ** 3 % 1000003).argsort(stable=True)  # scattered by cubes, but fixed
+        i = shuffle[: c * P]  # (min(n, c * P),)
+    x = torch.where(i[:, None] < N, q.index_select(2, i % N), k.index_select(2, i % N))  # (B, h, len(i), d)
     if choice == "random":
-        return x[:, :, shuffle[:P]]
-    if oversample is not None:
-        x = x.index_select(2, shuffle[: oversample * P])  # (B, h, min(n, oversample * P), d)
-    picked = most_orthogonal_subset(x, P, **options)  # (B, h, P)
-    return x.gather(2, picked.unsqueeze(-1).expand(-1, -1, -1, x.shape[3]))
+        return x
+    return x.gather(2, most_orthogonal_subset(x, P, **options)[..., None].expand(-1, -1, -1, d))
 
 
 def orthoformer_attention(q, k, v, grid, prototypes):
@@ -638,7 +639,6 @@ def orthoformer_per_frame(q, k, v, T, prototypes):
     """Trajectory attention's first stage in two hops, the prototypes (B, h, P, d) shared by all frames.
 
     q (B, h, I, d), k and v (B, h, T*S, d) -> (B, h, I, T, d)
-
     Cost          2*P*T*S*D + I*P*(1 + T)*D        linear in S, but with I = T*S still quadratic in T
     """
     found = attend_per_frame(prototypes, k, v, T).flatten(3)  # (*prototypes.shape[:3], T * v.shape[3])
@@ -677,7 +677,6 @@ def iterative_inverse(A, iterations=6, one_scale=False):
     """The pseudo-inverse of softmax matrices A (..., P, P) by matrix products alone.
 
         Z <- Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4,   from   Z = A^T / (|A|_1 |A|_inf),   |A|_inf = 1
-
     Differs       Nystromformer's code divides by the batch's largest |A|_1 (one_scale), so that clips mix.
     """
     *leading, rows, P = A.shape
@@ -748,9 +747,10 @@ def attend_linearly(q, k, v, eps=1e-6):
     """
     (I, M), (J, d) = q.shape[-2:], v.shape[-2:]
     alike = q.shape[:-2] == k.shape[:-2] == v.shape[:-2] and k.shape[-2:] == (J, M)
-    if not alike or not (q.dtype == k.dtype == v.dtype or torch.is_autocast_enabled(q.device.type)):
-        given = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in (q, k, v))
-        raise ValueError(f"needs q (..., I, M), k (..., J, M) and v (..., J, d) of one dtype, got {given}")
+    one_dtype = q.dtype == k.dtype == v.dtype or torch.is_autocast_enabled(q.device.type)
+    if not (alike and one_dtype and q.device == k.device == v.device):
+        given = ", ".join(f"{tuple(x.shape)} {x.dtype} {x.device}" for x in (q, k, v))
+        raise ValueError(f"needs q (..., I, M), k (..., J, M), v (..., J, d), floats of a kind: got {given}")
     total = q @ k.sum(dim=-2).unsqueeze(-1) + eps  # (*q.shape[:-1], 1)
     if I * J * (M + d) < (I + J) * M * d:
         return (q @ k.transpose(-1, -2)) @ v / total
@@ -759,8 +759,7 @@ def attend_linearly(q, k, v, eps=1e-6):
 
 # ==== FEATURE FIXATION: a gate that says which features of q and k to trust ===================== LVT =======
 def fixate(q, k, v, gate_q, gate_k=None):
-    """Reweigh the features of q and k by what the token's q, k and v say together, so that linear attention,
-    which spreads itself thin, finds its focus again.
+    """Reweigh the features of q and k by what q, k and v say together: linear attention finds focus again.
 
         g = sigmoid(W [q; k; v] + b),   q^ = g_q * q,   k^ = g_k * k
 
@@ -789,8 +788,9 @@ def linear_attention(q, k, v, grid, gate_q=None, gate_k=None):
     Differs       All of LVT here is written from its released code; the paper's section could not be read.
     Copy with     attend_linearly, fixate
     """
-    if q.shape != k.shape:
-        raise ValueError(f"q and k must be alike: {tuple(q.shape)} {q.dtype}, {tuple(k.shape)} {k.dtype}")
+    if q.shape != k.shape or q.device != k.device:
+        given = " and ".join(f"{tuple(x.shape)} {x.dtype} {x.device}" for x in (q, k))
+        raise ValueError(f"q and k must be alike, got {given}")
     q, k = (F.relu(x) + x.shape[-1] ** -0.5 for x in (q, k))  # the floor keeps every token in view
     if gate_q is not None:
         q, k = fixate(q, k, v, gate_q, gate_k)
@@ -875,14 +875,14 @@ def favor_features(x, projection, over, eps=1e-6):
     if projection.shape[1:] != x.shape[-1:]:
         raise ValueError(f"projection {tuple(projection.shape)} must be (M, d), d={x.shape[-1]}")
     x = x * x.shape[-1] ** -0.25
-    logits = x @ projection.T.to(x.dtype)  # (*x.shape[:-1], len(projection))
-    logits = logits - (x.square().sum(-1, keepdim=True) / 2 + logits.detach().amax(over, keepdim=True))
-    return (logits.exp() + eps) * len(projection) ** -0.5
+    logits = x @ projection.T.to(x)  # (*x.shape[:-1], len(projection))
+    square = x.square().sum(-1, keepdim=True)  # (*x.shape[:-1], 1)
+    logits += (square + math.log(len(projection))) / -2 - logits.detach().amax(over, keepdim=True)  # in place
+    return logits.exp_() + eps * len(projection) ** -0.5
 
 
 def performer_attention(q, k, v, grid, projection):
-    """Softmax attention by random features, projection (M, d): right on average over projections, and yet far
-    off with any one of them when scores are large.
+    """Softmax attention by random features, projection (M, d): right on average, far off with large scores.
 
     For N=64 and d=32 the relative error with 32, 128, 512, 2048 and 8192 features is .12 .06 .03 .02 .01 if
     q and k have scale 1/4, and 1.6 1.5 1.3 1.1 .9 if they have scale 1: the size of the scores is what hurts.
@@ -935,8 +935,7 @@ ATTENTION = {
     "lvt": [partial(LinearAttention, axis=a, fixation="shared", neighbours=True) for a in ("time", "space")],
 }
 
-# Where a scheme limits how frames meet, a class token of the clip would carry news between them: these have
-# one per frame. LVT has none, and all others have one per clip.
+# A clip's only class token, as others have it, would carry news where these limit how frames meet.
 CLASS_TOKEN = dict.fromkeys(("space", "mixing", "summary", "mixing_summary"), "frame") | {"lvt": "none"}
 
 
@@ -965,12 +964,13 @@ class PatchEmbedding(nn.Module):
         return self.norm(rearrange(x, "B D T H W -> B (T H W) D")), (T, H, W)
 
     def check(self, video):
-        mixed = video.dtype != self.proj.weight.dtype and not torch.is_autocast_enabled(video.device.type)
-        if video.ndim != 5 or video.shape[1] != self.channels or mixed:
+        dtype, device = self.proj.weight.dtype, self.proj.weight.device
+        mixed = video.dtype != dtype and not torch.is_autocast_enabled(video.device.type)
+        if video.ndim != 5 or video.shape[1] != self.channels or mixed or video.device != device:
             swapped = video.ndim == 5 and video.shape[2] == self.channels
             hint = "; (B, T, C, H, W) has frames before channels: video.transpose(1, 2)" if swapped else ""
-            wanted = f"(B, {self.channels} channels, frames, height, width) of {self.proj.weight.dtype}"
-            raise ValueError(f"video must be {wanted}, got {tuple(video.shape)} of {video.dtype}{hint}")
+            wanted = f"(B, {self.channels} channels, frames, height, width) {dtype} {device}"
+            raise ValueError(f"needs {wanted}, got {tuple(video.shape)} {video.dtype} {video.device}{hint}")
         for name, size, patch in zip(("frames", "height", "width"), video.shape[2:], self.patch_size):
             if size < patch or (size % patch != 0 and not self.overlap):
                 near = max(patch, size // patch * patch)
@@ -1028,13 +1028,12 @@ class PositionEmbedding(nn.Module):
 
     def __init__(self, kind, grid, dim, class_token, resize="smooth"):
         super().__init__()
-        T, H, W = grid
-        S = H * W
+        T, S = grid[0], math.prod(grid[1:])
         sizes = {"none": (0, 0), "space": (S, 0), "time": (0, T), "separate": (S, T), "joint": (T * S, 0)}
         if kind not in sizes or class_token not in ("clip", "frame", "none"):
             raise ValueError(f"position={kind!r} ({', '.join(sizes)}) or {class_token=} (clip, frame, none)?")
         places, frames = sizes[kind]
-        self.kind, self.grid, self.resize = kind, (T, H, W), resize
+        self.kind, self.grid, self.resize = kind, tuple(grid), resize
         self.class_has_time = class_token == "frame"
         self.c = 0 if class_token == "none" else 1  # the class token's entries
         self.place = nn.Parameter(torch.zeros(1, self.c + places, dim)) if places else None
@@ -1049,11 +1048,13 @@ class PositionEmbedding(nn.Module):
         class_tokens = x[:, :C]  # (B, C, D)
         patches = x[:, C:]  # (B, N - C, D)
         if self.place is not None:
+            check_tokens(x, self.place)
             old, new = (self.grid, grid) if self.kind == "joint" else (self.grid[1:], (H, W))
             places = resize_table(self.place[:, self.c :], old, new, self.resize)  # (1, math.prod(new), D)
             patches = patches + places.repeat(1, T * H * W // math.prod(new), 1)
             class_tokens = class_tokens + self.place[:, : self.c]
         if self.time is not None:
+            check_tokens(x, self.time)
             time = resize_table(self.time, self.grid[:1], (T,), self.resize)  # (1, T, D)
             patches = patches + time.repeat_interleave(H * W, dim=1)
             class_tokens = class_tokens + time if self.class_has_time else class_tokens
@@ -1070,11 +1071,8 @@ class StochasticDepth(nn.Dropout):
 
 
 class MLP(nn.Module):
-    """Each token by itself, x (B, N, D) -> (B, N, D).
-
-    With depthwise, hidden channels also see their 3 x 3 neighbours in the frame, which tells a patch where
-    it is (LVT, whose tokens are patches only). gelu="none" is exact, "tanh" as ViViT was trained.
-
+    """Each token by itself, x (B, N, D) -> (B, N, D). With depthwise, hidden channels also see their 3 x 3
+    neighbours in the frame, so that a patch knows its place (LVT; patches only). gelu="tanh" is ViViT's.
     Cost          2*N*D*hidden        and 9*N*hidden with depthwise
     """
 
@@ -1087,6 +1085,7 @@ class MLP(nn.Module):
         self.gelu = nn.GELU(approximate=gelu)
 
     def forward(self, x, grid):
+        check_tokens(x, self.fc1.weight)
         T, H, W = grid
         B, N, D = x.shape
         x = self.fc1(x)  # (B, N, self.fc1.out_features)
@@ -1113,6 +1112,7 @@ class Block(nn.Module):
         self.drop_path = StochasticDepth(drop_path)
 
     def forward(self, x, grid):
+        check_tokens(x, self.mlp_norm.weight)
         for norm, step in zip(self.norms, self.steps):
             x = x + self.drop_path(step(norm(x), grid))
         return x + self.drop_path(self.mlp(self.mlp_norm(x), grid))
@@ -1121,7 +1121,6 @@ class Block(nn.Module):
 # ==== HEADS: tokens to classes ==============================================================================
 class TemporalAttentionHead(nn.Module):
     """X-ViT's temporal attention: a new class token and the T frames in one more transformer layer.
-
     x (B, T, D), a token per frame -> (B, D). There are no positions here; the frames carry their own. As in
     the code it is a whole block, where the paper has the new token alone attend.
     """
@@ -1132,6 +1131,7 @@ class TemporalAttentionHead(nn.Module):
         self.block = Block(dim, [JointAttention(dim, heads, qkv_bias=False)], MLP(dim, 4 * dim), eps=1e-5)
 
     def forward(self, x):
+        check_tokens(x, self.class_token)
         B, T, D = x.shape
         x = torch.cat([self.class_token.expand(B, 1, D), x], dim=1)  # (B, 1 + T, D)
         return self.block(x, (T, 1, 1))[:, 0]  # (B, D)
@@ -1164,6 +1164,7 @@ class Head(nn.Module):
         self.classify = nn.Sequential(*layers[mlp])
 
     def forward(self, x, grid):
+        check_tokens(x, self.classify[0].weight)
         C = count_class_tokens(x, grid)
         T, H, W = grid
         B, N, D = x.shape
@@ -1189,8 +1190,7 @@ class VideoTransformer(nn.Module):
     attention     a name in ATTENTION or a list of steps, where partial(Step, option=...) sets an option
     num_frames    frames of a video, and image_size its height and width, which size the position tables only
     patch_size    an int, (rows, columns) or (frames, rows, columns); with a smaller patch_stride they overlap
-    position      "none", "space", "time", "separate" or "joint", and how the tables meet another grid, resize
-                  "smooth", "nearest" or "repeat", see PositionEmbedding and resize_table
+    position      a kind of PositionEmbedding, and resize, how its tables meet another grid, see resize_table
     class_token   "clip", "frame" or "none"; left out, what CLASS_TOKEN says for the scheme, or "clip"
     head          "class", "mean" or "temporal", and head_mlp None, "tanh" or "gelu", of width head_hidden,
                   see Head; left out, "class", or "mean" without class tokens
