@@ -3203,8 +3203,21 @@ class TestBadInput:
             (lambda x: va.PerformerAttention(D, h, features=-2), "features=-2"),
             (lambda x: va.iterative_inverse(x.softmax(dim=-1)), "140, 6"),
             (lambda x: va.nystrom_attention(x, x, x, GRID, 9, iterations=-1), "iterations=-1"),
-            (lambda x: va.borrow(randn(1, 3, 4, 5, 9), va.NEXT_AND_PREVIOUS, 5), "2 shares of 5.*9 channels"),
-            (lambda x: va.borrow(randn(1, 3, 4, 5, 9), va.NEXT_AND_PREVIOUS, -1), "2 shares of -1"),
+            (lambda x: va.borrow(randn(1, 3, 4, 5, 9), va.NEXT_AND_PREVIOUS, 5), r"of 5 channels .*, 9\)"),
+            (lambda x: va.borrow(randn(1, 3, 4, 5, 9), va.NEXT_AND_PREVIOUS, -1), "of -1 channels"),
+            (lambda x: va.borrow(randn(1, 3, 4, 5, 9), [(1, 0)], 2), r"\(1, 0\)"),
+            (lambda x: va.borrow(x, va.NEXT_AND_PREVIOUS, 2), r"\(2, 3, 140, 6\)"),
+            (lambda x: va.linear_attention(x, x, x, GRID, gate_k=linear(18, 6)[0]), "gate_k comes with"),
+            (lambda x: va.fixate(x, x, x[..., 1:], *linear(18, 6)), "140, 5"),
+            (lambda x: va.choose_prototypes(x, x, choice="segments", prototype=9), "'prototype': 9"),
+            (lambda x: va.choose_prototypes(x, x, choice="random", criterion="sum"), "'criterion': 'sum'"),
+            (lambda x: va.space_attention(x, x, x, (5, 4.0, 7)), r"\(5, 4.0, 7\)"),
+            (lambda x: va.MLP(6, 9, depthwise=True)(torch.randn(2, 140, 6), (5, 4, 7.0)), r"\(5, 4, 7.0\)"),
+            (lambda x: va.PatchEmbedding(8, 6).grid((16, 16)), r"\(16, 16\)"),
+            (lambda x: va.pooled_attention(x, x, x, GRID, stride=2), "stride=2"),
+            (lambda x: tiny(va.SpaceAttention), "SpaceAttention.* list of steps"),
+            (lambda x: tiny(["time", "space"]), "'time'.* list of steps"),
+            (lambda x: tiny("space", class_token=False), "class_token=False"),
             (lambda x: va.attend_in_boxes(x, x, x, GRID, [np.s_[:2, :, :]]), "56.* of 140"),
             (lambda x: va.attend_in_boxes(x, x, x, GRID, []), "0 patches of 140"),
             (lambda x: va.resize_table(randn(1, 20, 6), (4, 7), (2, 3)), r"\(1, 20, 6\).*\(4, 7\)"),
@@ -3218,6 +3231,44 @@ class TestBadInput:
     def test_helpers(self, call, message):
         with pytest.raises(ValueError, match=message):
             call(randn(B, h, 140, d))
+
+    @every_step
+    @pytest.mark.parametrize("dtype", [torch.uint8, torch.float64], ids=str)
+    def test_autocast_does_not_take_what_it_would_not_cast(self, step, dtype):
+        with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(ValueError, match=f"got .*{dtype}"):
+            step(D, h)(torch.ones(B, 140, D, dtype=dtype), GRID)
+        with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(ValueError, match=f"got .*{dtype}"):
+            va.PatchEmbedding(8, 6)(torch.ones(1, 3, 2, 8, 8, dtype=dtype))
+
+    def test_values_of_another_width(self):
+        """Where the values are only averaged, they may be wider than queries and keys."""
+        q, k, v = qkv()
+        v = torch.cat([v, v], dim=-1)
+        for look in (va.attend_per_frame, va.nystrom_per_frame):
+            found = look(q, k, v, 5)
+            same(found[..., :d], look(q, k, v[..., :d], 5))
+            same(found[..., d:], found[..., :d])
+
+    def test_a_block_takes_any_iterable_of_steps(self):
+        steps = [va.SpaceAttention(6, 3), va.SpaceAttention(6, 3)]
+        assert len(va.Block(6, iter(steps), va.MLP(6, 9)).norms) == 2
+
+    def test_stochastic_depth_drops_whole_clips_of_any_rank(self):
+        drop = va.StochasticDepth(0.5)
+        for shape in ((64,), (64, 2), (64, 2, 3, 4, 5)):
+            kept = drop(torch.ones(shape)).reshape(64, -1)
+            assert kept.shape[1] == math.prod(shape[1:]) and (kept == kept[:, :1]).all()
+            assert set(kept.flatten().tolist()) == {0.0, 2.0}
+
+    def test_the_inverse_of_an_empty_batch(self):
+        assert va.iterative_inverse(randn(0, 4, 4), one_scale=True).shape == (0, 4, 4)
+
+    @pytest.mark.parametrize("wrap", [nn.Sequential, nn.DataParallel], ids=lambda wrap: wrap.__name__)
+    def test_image_weights_for_a_wrapped_model(self, wrap):
+        """Under a wrapper no key is the same: nothing would be loaded."""
+        image = {"patch_embed.proj.weight": torch.randn(24, 3, 8, 8)}
+        with pytest.raises(ValueError, match=f"{wrap.__name__}"):
+            va.load_image_weights(wrap(tiny("space")), image)
 
     @pytest.mark.parametrize("divisor", [1, 0, -4, 99])
     def test_shares_that_are_not_there_are_refused(self, divisor):
@@ -4231,8 +4282,8 @@ scores = torch.einsum("...id,...jd->...ij", q, k) / math.sqrt(q.shape[-1])
     scores = torch.einsum("...id,...jd->...ij", q, k)
 weights = scores.softmax(dim=-1)
     weights = scores.softmax(dim=-2)
-if x.ndim != 3 or x.shape[2] != weight.shape[-1] or mixed or x.device != weight.device:
-    if x.ndim != 3 or weight.shape[-1] % x.shape[2] or mixed or x.device != weight.device:
+if x.ndim != 3 or x.shape[2] != weight.shape[-1] or x.device != weight.device or mixed:
+    if x.ndim != 3 or weight.shape[-1] % x.shape[2] or x.device != weight.device or mixed:
 class_token = class_token.mean(dim=2, keepdim=True)
     class_token = class_token.sum(dim=2, keepdim=True)
 share = int(moved * j * q.shape[-1] / max(1, 2 * window))
@@ -4341,8 +4392,8 @@ lengths = torch.randn(features, d).norm(dim=1, keepdim=True)
     lengths = torch.rand(features, d).norm(dim=1, keepdim=True)
 x = x * x.shape[-1] ** -0.25
     x = x * x.shape[-1] ** -0.5
-return logits.exp_() + eps * len(projection) ** -0.5
-    return logits.exp_() + eps
+return (logits.exp() + eps) * len(projection) ** -0.5
+    return logits.exp() * len(projection) ** -0.5
 k = favor_features(k, projection, over=(-2, -1))
     k = favor_features(k, projection, over=(-1,))
 return attend_linearly(q, k, v, eps=0.0)
@@ -4391,14 +4442,14 @@ patches = patches + time.repeat_interleave(H * W, dim=1)
     patches = patches + time.repeat(1, H * W, 1)
 class_tokens = class_tokens + time if self.class_has_time else class_tokens
     class_tokens = class_tokens + time[:, : len(class_tokens[0])]
-return x * super().forward(x.new_ones(x.shape[0], 1, 1)) if drops else x
-    return x * super().forward(x.new_ones(x.shape[0], 1, 1)).sign() if drops else x
+return x * super().forward(x.new_ones(x.shape[:1] + (1,) * (x.ndim - 1))) if drops else x
+    return x * super().forward(x.new_ones(x.shape[:1] + (1,) * (x.ndim - 1))).sign() if drops else x
 self.depthwise = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden) if depthwise else None
     self.depthwise = nn.Conv2d(hidden, hidden, 3, padding=1) if depthwise else None
 self.gelu = nn.GELU(approximate=gelu)
     self.gelu = nn.GELU()
-self.norms = nn.ModuleList(nn.LayerNorm(dim, eps=eps) for step in steps)
-    self.norms = nn.ModuleList(nn.LayerNorm(dim) for step in steps)
+self.norms = nn.ModuleList(nn.LayerNorm(dim, eps=eps) for step in self.steps)
+    self.norms = nn.ModuleList(nn.LayerNorm(dim) for step in self.steps)
 self.block = Block(dim, [JointAttention(dim, heads, qkv_bias=False)], MLP(dim, 4 * dim), eps=1e-5)
     self.block = Block(dim, [JointAttention(dim, heads, qkv_bias=False)], MLP(dim, 4 * dim))
 "tanh": [nn.Linear(dim, hidden), nn.Tanh(), nn.Linear(hidden, num_classes)],

@@ -60,7 +60,7 @@ def attend(q, k, v, return_weights=False):
 
     q (..., I, d), k (..., J, d), v (..., J, e) -> (..., I, e); the leading axes are attended independently.
     With return_weights also the weights (..., I, J), by the readable path. Without, torch's fused kernel
-    computes the same numbers and need not store the I x J table. ValueError names shapes that do not fit.
+    computes the same but for NaN and need not store the I x J table. ValueError names shapes that do not fit.
 
     Cost          I*J*(d + e)
     """
@@ -85,7 +85,7 @@ def count_class_tokens(x, grid, *others):
         given = ", ".join(f"{tuple(y.shape)} {y.dtype}" for y in (x, *others))
         raise ValueError(f"needs floats x (B, C + T*S, D), or q, k and v all (B, h, C + T*S, d), got {given}")
     C = x.shape[-2] - math.prod(grid)
-    if len(grid) != 3 or min(grid) < 1 or C not in (0, 1, grid[0]):
+    if len(grid) != 3 or min(grid) < 1 or C not in (0, 1, grid[0]) or isinstance(C, float):
         given = f"{x.shape[-2]} tokens do not fit (T, H, W) = {tuple(grid)}"
         raise ValueError(f"{given}: it takes T*H*W = {math.prod(grid)} patches after 0, 1 or T class tokens")
     return C
@@ -127,8 +127,8 @@ def attend_within_frames(q, k, v, grid, pattern, kernel=attend, summary=False):
 def attend_in_boxes(q, k, v, grid, boxes):
     """Attention inside boxes or lattices: triples of slices over frames, rows and columns that tile the clip.
 
-    q, k, v (B, h, C + T*S, d) -> the same shape. Boxes may differ in size, so an odd grid needs no padding.
-    The class tokens join every box, and what they become is the mean of what they found.
+    q, k, v (B, h, C + T*S, d) -> the same shape. Boxes may differ in size, so an odd grid needs no padding;
+    that they overlap is not noticed. The class tokens join every box and become the mean of what they found.
     """
     C = count_class_tokens(q, grid, k, v)
     B, h, N, d = q.shape
@@ -151,8 +151,9 @@ def attend_in_boxes(q, k, v, grid, boxes):
 # ==== PROJECTIONS: what every attention module shares; a mechanism fills in `mechanism` =====================
 def check_tokens(x, weight):
     """ValueError unless x (B, N, D) has the width, the device and, but for autocast, the dtype of weight."""
-    mixed = x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type)
-    if x.ndim != 3 or x.shape[2] != weight.shape[-1] or mixed or x.device != weight.device:
+    castable = x.is_floating_point() and x.itemsize < 8
+    mixed = x.dtype != weight.dtype and not (castable and torch.is_autocast_enabled(x.device.type))
+    if x.ndim != 3 or x.shape[2] != weight.shape[-1] or x.device != weight.device or mixed:
         needed = f"(B, N, {weight.shape[-1]}) {weight.dtype} {weight.device}"
         raise ValueError(f"needs {needed}, got {tuple(x.shape)} {x.dtype} {x.device}")
 
@@ -384,7 +385,7 @@ def pooled_attention(q, k, v, grid, stride=(1, 2, 2)):
     C = count_class_tokens(q, grid, k, v)
     T, H, W = grid
     B, h, N, d = q.shape
-    if len(stride) != 3 or min(stride) < 1:
+    if isinstance(stride, int) or len(stride) != 3 or min(stride) < 1:
         raise ValueError(f"stride={stride} must be three numbers (frames, rows, columns), none below 1")
     pooled = []
     for x in (k, v):
@@ -408,9 +409,9 @@ def borrow(x, steps, share):
     patch (t, y, x) + steps[0], the next `share` those of (t, y, x) + steps[1], and so on; the rest stay. Past
     the border are zeros, but for diagonal steps, which leave a patch its own (the rule of LVT's code).
     """
-    widths = [share] * len(steps) + [x.shape[4] - share * len(steps)]
-    if min(widths) < 0:
-        raise ValueError(f"{len(steps)} shares of {share} do not fit into {x.shape[4]} channels")
+    widths = [share] * len(steps) + [x.shape[-1] - share * len(steps)]
+    if min(widths) < 0 or x.ndim != 5 or any(len(step) != 3 for step in steps):
+        raise ValueError(f"{steps=} of {share} channels do not fit (B, T, H, W, channels) = {tuple(x.shape)}")
     *lent, rest = x.split(widths, dim=4)  # (*x.shape[:4], widths[-1])
     parts = []
     for own, step in zip(lent, steps):
@@ -600,9 +601,9 @@ def choose_prototypes(q, k, prototypes=128, choice="orthogonal", queries_only=Fa
 
     Copy with     most_orthogonal_subset, segment_means
     """
-    known = choice in ("orthogonal", "random", "segments") and q.ndim == 4 and q.shape == k.shape
-    if not known or prototypes < 1 or (oversample is not None and oversample < 1):
-        given = f"{prototypes=} of {tuple(q.shape)} and {tuple(k.shape)}, {choice=}, {oversample=}"
+    fits = (choice == "orthogonal" or choice in ("random", "segments") and not options) and q.ndim == 4
+    if not fits or q.shape != k.shape or prototypes < 1 or (oversample is not None and oversample < 1):
+        given = f"{prototypes=} of {tuple(q.shape)} and {tuple(k.shape)}, {choice=}, {oversample=}, {options}"
         raise ValueError(f"{given}: use two (B, h, N, d), numbers >= 1; orthogonal, random or segments")
     B, h, N, d = q.shape
     n, P = N if queries_only else 2 * N, min(prototypes, N)
@@ -684,7 +685,7 @@ def iterative_inverse(A, iterations=6, one_scale=False):
         raise ValueError(f"needs square matrices and iterations >= 0, got {tuple(A.shape)}, {iterations=}")
     I = torch.eye(P, device=A.device, dtype=A.dtype)  # (P, P)
     norm = A.sum(dim=-2, keepdim=True).amax(dim=-1, keepdim=True)  # (*leading, 1, 1)
-    Z = A.transpose(-1, -2) / (norm.max() if one_scale else norm)
+    Z = A.transpose(-1, -2) / (norm.max() if one_scale and len(norm) > 0 else norm)
     for _ in range(iterations):
         AZ = A @ Z
         Z = 0.25 * Z @ (13 * I - AZ @ (15 * I - AZ @ (7 * I - AZ)))
@@ -720,10 +721,10 @@ def nystrom_per_frame(q, k, v, T, landmarks=128, iterations=6):
     B, h, N, d = q.shape
     P = min(landmarks, N)
     q_means, k_means = (segment_means(x, P, T) for x in (q, k))  # (B, h, P, d)
+    found = attend_per_frame(q_means, k, v, T).flatten(3)  # (B, h, P, T * v.shape[3])
     scores = q_means / math.sqrt(d) @ k_means.transpose(-1, -2)  # (B, h, P, P)
-    found = attend_per_frame(q_means, k, v, T).flatten(3)  # (B, h, P, T*d)
     found = iterative_inverse(scores.softmax(dim=-1), iterations) @ found
-    return attend(q, k_means, found).unflatten(3, (T, d))
+    return attend(q, k_means, found).unflatten(3, (T, v.shape[3]))
 
 
 class NystromAttention(Attention):
@@ -770,7 +771,7 @@ def fixate(q, k, v, gate_q, gate_k=None):
     """
     B, h, N, d = q.shape
     gates = [gate for gate in (gate_q, gate_k) if isinstance(gate, nn.Linear)]  # others go unchecked
-    if q.shape != k.shape or q.shape[:3] != v.shape[:3] or any(g.weight.shape != (d, 3 * d) for g in gates):
+    if not q.shape == k.shape == v.shape or any(g.weight.shape != (d, 3 * d) for g in gates):
         raise ValueError(f"needs q, k alike, v as many, gate {3 * d} -> {d}: {q.shape}, {k.shape}, {v.shape}")
     x = torch.cat([q, k, v], dim=-1)  # (B, h, N, 3*d)
     g_q = torch.sigmoid(gate_q(x))  # (B, h, N, d)
@@ -788,9 +789,9 @@ def linear_attention(q, k, v, grid, gate_q=None, gate_k=None):
     Differs       All of LVT here is written from its released code; the paper's section could not be read.
     Copy with     attend_linearly, fixate
     """
-    if q.shape != k.shape or q.device != k.device:
+    if q.shape != k.shape or q.device != k.device or (gate_q is None and gate_k is not None):
         given = " and ".join(f"{tuple(x.shape)} {x.dtype} {x.device}" for x in (q, k))
-        raise ValueError(f"q and k must be alike, got {given}")
+        raise ValueError(f"q and k must be alike, and gate_k comes with gate_q; got {given}, {gate_q=}")
     q, k = (F.relu(x) + x.shape[-1] ** -0.5 for x in (q, k))  # the floor keeps every token in view
     if gate_q is not None:
         q, k = fixate(q, k, v, gate_q, gate_k)
@@ -869,16 +870,15 @@ def favor_features(x, projection, over, eps=1e-6):
 
         phi(x) = (exp(W x~ - |x~|^2 / 2 - c) + eps) / sqrt(M),   x~ = x / d^(1/4)
 
-    x (..., N, d), W = projection (M, d) -> (..., N, M). c keeps the exponential in range and, but for
-    eps, cancels: the maximum of W x~ over the axes `over`, (-1,) for queries, (-2, -1) for keys.
+    x (..., N, d), W = projection (M, d) -> (..., N, M). c, the maximum of W x~ over the axes `over`, (-1,)
+    for queries, (-2, -1) for keys, cancels but for eps. float16 is too short for exp: NaN from scale 1 on.
     """
     if projection.shape[1:] != x.shape[-1:]:
         raise ValueError(f"projection {tuple(projection.shape)} must be (M, d), d={x.shape[-1]}")
     x = x * x.shape[-1] ** -0.25
     logits = x @ projection.T.to(x)  # (*x.shape[:-1], len(projection))
-    square = x.square().sum(-1, keepdim=True)  # (*x.shape[:-1], 1)
-    logits += (square + math.log(len(projection))) / -2 - logits.detach().amax(over, keepdim=True)  # in place
-    return logits.exp_() + eps * len(projection) ** -0.5
+    logits = logits - (x.square().sum(-1, keepdim=True) / 2 + logits.detach().amax(over, keepdim=True))
+    return (logits.exp() + eps) * len(projection) ** -0.5
 
 
 def performer_attention(q, k, v, grid, projection):
@@ -965,8 +965,9 @@ class PatchEmbedding(nn.Module):
 
     def check(self, video):
         dtype, device = self.proj.weight.dtype, self.proj.weight.device
-        mixed = video.dtype != dtype and not torch.is_autocast_enabled(video.device.type)
-        if video.ndim != 5 or video.shape[1] != self.channels or mixed or video.device != device:
+        castable = video.is_floating_point() and video.itemsize < 8
+        mixed = video.dtype != dtype and not (castable and torch.is_autocast_enabled(device.type))
+        if video.ndim != 5 or video.shape[1] != self.channels or video.device != device or mixed:
             swapped = video.ndim == 5 and video.shape[2] == self.channels
             hint = "; (B, T, C, H, W) has frames before channels: video.transpose(1, 2)" if swapped else ""
             wanted = f"(B, {self.channels} channels, frames, height, width) {dtype} {device}"
@@ -980,7 +981,7 @@ class PatchEmbedding(nn.Module):
         """The grid (T, H, W) of a video of (frames, height, width)."""
         sizes = zip(video_size, self.patch_size, self.proj.stride, self.proj.padding)
         grid = tuple((size + 2 * padding - patch) // stride + 1 for size, patch, stride, padding in sizes)
-        if min(grid) < 1:
+        if len(grid) != 3 or min(grid) < 1:
             raise ValueError(f"a video of {tuple(video_size)} is smaller than one patch of {self.patch_size}")
         return grid
 
@@ -1045,16 +1046,15 @@ class PositionEmbedding(nn.Module):
         B, N, D = x.shape
         if C != (own := T if self.class_has_time else self.c):
             raise ValueError(f"{C} class tokens on {grid}, but class_token= made the tables for {own}")
+        check_tokens(x, next(self.parameters(), x))  # a table, if there is one
         class_tokens = x[:, :C]  # (B, C, D)
         patches = x[:, C:]  # (B, N - C, D)
         if self.place is not None:
-            check_tokens(x, self.place)
             old, new = (self.grid, grid) if self.kind == "joint" else (self.grid[1:], (H, W))
             places = resize_table(self.place[:, self.c :], old, new, self.resize)  # (1, math.prod(new), D)
             patches = patches + places.repeat(1, T * H * W // math.prod(new), 1)
             class_tokens = class_tokens + self.place[:, : self.c]
         if self.time is not None:
-            check_tokens(x, self.time)
             time = resize_table(self.time, self.grid[:1], (T,), self.resize)  # (1, T, D)
             patches = patches + time.repeat_interleave(H * W, dim=1)
             class_tokens = class_tokens + time if self.class_has_time else class_tokens
@@ -1063,11 +1063,11 @@ class PositionEmbedding(nn.Module):
 
 # ==== BLOCKS: the steps of a scheme and an MLP, each added to what came in ==================================
 class StochasticDepth(nn.Dropout):
-    """In training, drop a clip's whole branch x (B, N, D) with probability p and scale up the others."""
+    """In training, drop a clip's whole branch x (B, ...) with probability p and scale up the others."""
 
     def forward(self, x):
         drops = self.training and self.p > 0.0
-        return x * super().forward(x.new_ones(x.shape[0], 1, 1)) if drops else x
+        return x * super().forward(x.new_ones(x.shape[:1] + (1,) * (x.ndim - 1))) if drops else x
 
 
 class MLP(nn.Module):
@@ -1090,7 +1090,7 @@ class MLP(nn.Module):
         B, N, D = x.shape
         x = self.fc1(x)  # (B, N, self.fc1.out_features)
         if self.depthwise is not None:
-            if N != T * H * W:
+            if count_class_tokens(x, grid) > 0:
                 raise ValueError(f"{N} tokens on {grid}: depthwise needs {T * H * W} patches, no class token")
             frames = self.depthwise(rearrange(x, "B (T H W) c -> (B T) c H W", T=T, H=H, W=W))
             x = rearrange(frames, "(B T) c H W -> B (T H W) c", T=T)
@@ -1106,7 +1106,7 @@ class Block(nn.Module):
     def __init__(self, dim, steps, mlp, drop_path=0.0, eps=1e-6):
         super().__init__()
         self.steps = nn.ModuleList(steps)
-        self.norms = nn.ModuleList(nn.LayerNorm(dim, eps=eps) for step in steps)
+        self.norms = nn.ModuleList(nn.LayerNorm(dim, eps=eps) for step in self.steps)
         self.mlp = mlp
         self.mlp_norm = nn.LayerNorm(dim, eps=eps)
         self.drop_path = StochasticDepth(drop_path)
@@ -1210,7 +1210,7 @@ class VideoTransformer(nn.Module):
     ):
         super().__init__()
         steps = steps_of(attention)
-        class_token = class_token or CLASS_TOKEN.get(str(attention), "clip")
+        class_token = CLASS_TOKEN.get(str(attention), "clip") if class_token is None else class_token
         head = head or ("mean" if class_token == "none" else "class")
         if depth < 0 or min(num_classes, channels, dim, int(dim * mlp_ratio)) < 1:
             raise ValueError(f"{depth=} >= 0, {num_classes=}, {channels=}, {dim=}, {mlp_ratio=} * dim >= 1")
@@ -1284,10 +1284,10 @@ def as_sizes(size):
 
 def steps_of(attention):
     """The steps behind a name in ATTENTION; a list of steps is already one."""
-    if not isinstance(attention, str):
+    if isinstance(attention, (list, tuple)) and all(callable(step) for step in attention):
         return list(attention)
-    if attention not in ATTENTION:
-        raise ValueError(f"attention={attention!r} is unknown; choose one of {', '.join(ATTENTION)}")
+    if not isinstance(attention, str) or attention not in ATTENTION:
+        raise ValueError(f"{attention=} is unknown; give a list of steps or one of {', '.join(ATTENTION)}")
     return ATTENTION[attention]
 
 
@@ -1463,7 +1463,7 @@ def from_released(family, state_dict, **overrides):
         weights = renamed({key: value for key, value in weights.items() if not key.startswith(unused)})
         image_size = overrides.get("image_size", 224)
         options = as_released(family, weights) | inferred(family, weights, image_size) | overrides
-    except (KeyError, IndexError, ValueError, AttributeError) as error:
+    except (LookupError, ArithmeticError, ValueError, AttributeError, RuntimeError) as error:
         raise ValueError(f"these {len(weights)} tensors are not a released {family}: {error!r}") from error
     return load(VideoTransformer(**options), weights, f"the {family} file").eval()
 
@@ -1476,8 +1476,8 @@ def load_image_weights(model, state_dict):
     """
     image = renamed(read_weights(state_dict))
     weights = model.state_dict()
-    if "patches.proj.weight" not in image:
-        raise ValueError(f"{len(image)} tensors, but not an image transformer's: no patch_embed.proj.weight")
+    if "patches.proj.weight" not in image.keys() & weights.keys():
+        raise ValueError(f"{len(image)} tensors without patch_embed.proj.weight, or {type(model)} has none")
     for key, own in weights.items():
         value = image.get(re.sub(r"(steps|norms)\.\d", r"\1.0", key))
         if value is None or key.startswith("head."):
