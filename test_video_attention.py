@@ -3208,7 +3208,7 @@ class TestBadInput:
             (lambda x: va.borrow(randn(1, 3, 4, 5, 9), [(1, 0)], 2), r"\(1, 0\)"),
             (lambda x: va.borrow(x, va.NEXT_AND_PREVIOUS, 2), r"\(2, 3, 140, 6\)"),
             (lambda x: va.linear_attention(x, x, x, GRID, gate_k=linear(18, 6)[0]), "gate_k comes with"),
-            (lambda x: va.fixate(x, x, x[..., 1:], *linear(18, 6)), "140, 5"),
+            (lambda x: va.fixate(x, x, x[..., 1:], *linear(18, 6)), "gate 17 -> 6"),
             (lambda x: va.choose_prototypes(x, x, choice="segments", prototype=9), "'prototype': 9"),
             (lambda x: va.choose_prototypes(x, x, choice="random", criterion="sum"), "'criterion': 'sum'"),
             (lambda x: va.space_attention(x, x, x, (5, 4.0, 7)), r"\(5, 4.0, 7\)"),
@@ -3239,6 +3239,12 @@ class TestBadInput:
             step(D, h)(torch.ones(B, 140, D, dtype=dtype), GRID)
         with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(ValueError, match=f"got .*{dtype}"):
             va.PatchEmbedding(8, 6)(torch.ones(1, 3, 2, 8, 8, dtype=dtype))
+
+    def test_boxes_that_overlap_leave_a_hole_that_is_seen(self):
+        """Two boxes of frames 0 and 1 hold as many patches as four frames do, and no patch of 2 and 3."""
+        q, k, v = (x[:, :, :112] for x in qkv())
+        out = va.attend_in_boxes(q, k, v, (4, 4, 7), [np.s_[:2, :, :], np.s_[:2, :, :]])
+        assert out[:, :, :56].isfinite().all() and out[:, :, 56:].isnan().all()
 
     def test_values_of_another_width(self):
         """Where the values are only averaged, they may be wider than queries and keys."""
@@ -4292,7 +4298,7 @@ out = rearrange(kernel(q, k, v), "(B H W) h T d -> B h (T H W) d", H=H, W=W)
     out = rearrange(attend(q, k, v), "(B H W) h T d -> B h (T H W) d", H=H, W=W)
 class_tokens = torch.stack([x[:, :, :C] for x in found]).mean(dim=0)
     class_tokens = torch.stack([x[:, :, :C] for x in found]).sum(dim=0)
-patches = patches[:, :, torch.cat(boxes).argsort()]
+patches = torch.full_like(patches, torch.nan).index_copy(2, torch.cat(boxes) - C, patches)
     patches = patches[:, :, torch.cat(boxes) - C]
 if min(dim, heads) < 1 or heads % 1 or dim % heads != 0:
     if min(dim, heads) < 1 or heads % 1:

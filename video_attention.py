@@ -127,8 +127,8 @@ def attend_within_frames(q, k, v, grid, pattern, kernel=attend, summary=False):
 def attend_in_boxes(q, k, v, grid, boxes):
     """Attention inside boxes or lattices: triples of slices over frames, rows and columns that tile the clip.
 
-    q, k, v (B, h, C + T*S, d) -> the same shape. Boxes may differ in size, so an odd grid needs no padding;
-    that they overlap is not noticed. The class tokens join every box and become the mean of what they found.
+    q, k, v (B, h, C + T*S, d) -> the same shape. Boxes may differ in size, so an odd grid needs no padding.
+    The class tokens join every box, and what they become is the mean of what they found.
     """
     C = count_class_tokens(q, grid, k, v)
     B, h, N, d = q.shape
@@ -144,7 +144,7 @@ def attend_in_boxes(q, k, v, grid, boxes):
         found.append(attend(q[:, :, tokens], k[:, :, tokens], v[:, :, tokens]))
     class_tokens = torch.stack([x[:, :, :C] for x in found]).mean(dim=0)  # (B, h, C, d)
     patches = torch.cat([x[:, :, C:] for x in found], dim=2)  # (B, h, N - C, d), box after box
-    patches = patches[:, :, torch.cat(boxes).argsort()]  # (B, h, N - C, d), frame after frame
+    patches = torch.full_like(patches, torch.nan).index_copy(2, torch.cat(boxes) - C, patches)  # holes: NaN
     return torch.cat([class_tokens, patches], dim=2)  # (B, h, N, d)
 
 
@@ -769,10 +769,10 @@ def fixate(q, k, v, gate_q, gate_k=None):
 
     Cost          3*N*d*D        for each gate
     """
-    B, h, N, d = q.shape
-    gates = [gate for gate in (gate_q, gate_k) if isinstance(gate, nn.Linear)]  # others go unchecked
-    if not q.shape == k.shape == v.shape or any(g.weight.shape != (d, 3 * d) for g in gates):
-        raise ValueError(f"needs q, k alike, v as many, gate {3 * d} -> {d}: {q.shape}, {k.shape}, {v.shape}")
+    (B, h, N, d), e = q.shape, v.shape[-1]
+    gates = [gate.weight.shape for gate in (gate_q, gate_k) if isinstance(gate, nn.Linear)]  # or any function
+    if q.shape != k.shape or q.shape[:3] != v.shape[:3] or any(gate != (d, 2 * d + e) for gate in gates):
+        raise ValueError(f"needs q and k alike, gate {2 * d + e} -> {d}: {q.shape}, {k.shape}, {v.shape}")
     x = torch.cat([q, k, v], dim=-1)  # (B, h, N, 3*d)
     g_q = torch.sigmoid(gate_q(x))  # (B, h, N, d)
     g_k = g_q if gate_k is None else torch.sigmoid(gate_k(x))
