@@ -1434,6 +1434,16 @@ class TestPerformer(Ladder):
         q, k, v = qkv(C=1)
         same(self.call(q, k, v, GRID), self.oracle(q, k, v, GRID), 1e-12)
 
+    def test_a_few_heads_at_a_time(self):
+        """With so many features two of the five heads are taken at once; it must not show."""
+        q, k, v = (randn(1, 5, 700, d) for _ in range(3))
+        W = torch.randn(2500, d, dtype=torch.float64)
+        phi_q, phi_k = va.favor_features(q, W, (-1,)), va.favor_features(k, W, (-2, -1))
+        weights = phi_q @ phi_k.mT
+        same(va.performer_attention(q, k, v, None, W), weights @ v / weights.sum(-1, keepdim=True))
+        with pytest.raises(ValueError):
+            va.performer_attention(q[:, :4], k[:, :4], randn(1, 6, 700, d), None, W)
+
     def test_features_multiply_to_the_exponential(self):
         """phi(q) . phi(k) = exp(q . k / sqrt(d)) on average; the stabilisers c are put back by hand."""
         q, k = 0.5 * randn(5, d), 0.5 * randn(7, d)
@@ -2957,6 +2967,16 @@ class TestBenchmark:
         assert self.benchmark.peak_megabytes(call) == 2 + 1 + 1
         assert self.benchmark.peak_megabytes(lambda: torch.ones(500, 1000)) == 2
 
+    def test_what_is_done_frame_by_frame_saves_memory(self):
+        """The plain form keeps keys and values of all trajectories. Random features are longer than tokens;
+        a copy of the queries' for every frame would take more than the plain form altogether."""
+        size = dict(grid=(8, 14, 14), dim=192, heads=3)
+        plain, folded, performer = (
+            self.benchmark.peak_megabytes(self.benchmark.passes(scheme, **size)[2])
+            for scheme in ([self.benchmark.PlainTrajectoryAttention], "trajectory", "trajectory_performer")
+        )
+        assert folded < 0.5 * plain and performer < 0.8 * plain
+
     def test_exponent_is_the_slope_on_log_axes(self):
         assert self.benchmark.exponent([1, 2, 8], [3.0, 12.0, 192.0]) == pytest.approx(2)
 
@@ -4402,10 +4422,14 @@ return (logits.exp() + eps) * len(projection) ** -0.5
     return logits.exp() * len(projection) ** -0.5
 k = favor_features(k, projection, over=(-2, -1))
     k = favor_features(k, projection, over=(-1,))
-return attend_linearly(q, k, v, eps=0.0)
-    return attend_linearly(q, k, v)
+for q, k, v in zip(*(x.split(heads, dim=-3) for x in (q, k, v)), strict=True):
+    for q, k, v in zip(*(x.split(heads, dim=-2) for x in (q, k, v)), strict=True):
+found.append(attend_linearly(q, k, v, eps=0.0))
+    found.append(attend_linearly(q, k, v))
 k = favor_features(k, self.projection, over=(-2, -1))
     k = favor_features(k, self.projection, over=(-1,))
+frames = zip(*(rearrange(x, "B h (T S) d -> T B h S d", T=T) for x in (k, v)))
+    frames = zip(*(rearrange(x, "B h (S T) d -> T B h S d", T=T) for x in (k, v)))
 "divided": [TimeAttention, SpaceAttention],
     "divided": [SpaceAttention, TimeAttention],
 "local_global": [LocalAttention, GlobalAttention],

@@ -59,8 +59,8 @@ def attend(q, k, v, return_weights=False):
         out_i = sum_j softmax_j(q_i . k_j / sqrt(d)) v_j
 
     q (..., I, d), k (..., J, d), v (..., J, e) -> (..., I, e); the leading axes are attended independently.
-    With return_weights also the weights (..., I, J), by the readable path. Without, torch's fused kernel
-    computes the same but for NaN and need not store the I x J table. ValueError names shapes that do not fit.
+    With return_weights also the weights (..., I, J), by the readable path; without, torch's fused kernel does
+    the same but for NaN and stores no I x J table. ValueError names shapes that do not fit.
 
     Cost          I*J*(d + e)
     """
@@ -290,9 +290,8 @@ def local_attention(q, k, v, grid):
 
     Class token   Joins all four windows; the mean of what it finds there is its result.
     Cost          8*(C + T*S/4)**2*D        with H and W even
-    Differs       No code was released. The paper asks for the neighbouring T x H/2 x W/2 patches; a window
-                  round every query would gather T*S/4 keys for each. Here four windows tile the frame, as in
-                  Swin and MaxViT, and the global step joins what the cuts part.
+    Differs       No code was released. In the paper a query has its own T x H/2 x W/2 neighbours; here four
+                  windows tile the frame, as in Swin and MaxViT, and the global step joins what the cuts part.
     Copy with     attend, count_class_tokens, attend_in_boxes
     """
     H, W = grid[-2:]
@@ -312,8 +311,8 @@ def global_attention(q, k, v, grid):
 
     Class token   Joins all eight lattices; the mean of what it finds there is its result.
     Cost          16*(C + T*S/8)**2*D        with T, H and W even
-    Differs       No code was released. The paper asks for stride 2 along all three axes and leaves open where
-                  it starts: here at the query, which so sees itself, and eight lattices tile the clip.
+    Differs       No code was released. The paper asks for stride 2 along all axes and leaves open where it
+                  begins: here at the query, which so sees itself, and eight lattices tile the clip.
     Copy with     attend, count_class_tokens, attend_in_boxes
     """
     every_other = slice(0, None, 2), slice(1, None, 2)
@@ -457,7 +456,7 @@ def mixing_attention(q, k, v, grid, window=1, moved=0.5, whole_heads=False, summ
         raise ValueError(f"{given}: use window >= 0, moved in 0..1, a channel a frame, a segment dividing T")
     steps = [(sign * i, 0, 0) for i in range(1, window + 1) for sign in (1, -1)]
 
-    def mix_and_attend(q, k, v):
+    def attend_mixed(q, k, v):
         n, (h, L, d) = q.shape[0] // t, q.shape[1:]  # keys after the first L are summaries, of no frame
         g = h // j  # to `borrow`, n segments are clips of t frames, L tokens and g groups of heads H and W
         mixed = []
@@ -467,8 +466,7 @@ def mixing_attention(q, k, v, grid, window=1, moved=0.5, whole_heads=False, summ
             mixed.append(torch.cat([x, y[:, :, L:]], dim=2) if summary else x)
         return attend(q, *mixed)
 
-    pattern = "B h (T H W) d -> (B T) h (H W) d"
-    return attend_within_frames(q, k, v, grid, pattern, mix_and_attend, summary)
+    return attend_within_frames(q, k, v, grid, "B h (T H W) d -> (B T) h (H W) d", attend_mixed, summary)
 
 
 class MixingAttention(Attention):
@@ -766,7 +764,6 @@ def fixate(q, k, v, gate_q, gate_k=None):
 
     q and k, features already, and v (B, h, N, d) -> q^, k^. The gates are linear layers 3*d -> d shared by
     all heads; without gate_k one gate serves both and is evaluated once.
-
     Cost          3*N*d*D        for each gate
     """
     (B, h, N, d), e = q.shape, v.shape[-1]
@@ -883,7 +880,6 @@ def favor_features(x, projection, over, eps=1e-6):
 
 def performer_attention(q, k, v, grid, projection):
     """Softmax attention by random features, projection (M, d): right on average, far off with large scores.
-
     For N=64 and d=32 the relative error with 32, 128, 512, 2048 and 8192 features is .12 .06 .03 .02 .01 if
     q and k have scale 1/4, and 1.6 1.5 1.3 1.1 .9 if they have scale 1: the size of the scores is what hurts.
 
@@ -891,9 +887,13 @@ def performer_attention(q, k, v, grid, projection):
     Cost          4*(C + T*S)*M*D + (C + T*S)*h*M
     Copy with     favor_features, attend_linearly
     """
-    q = favor_features(q, projection, over=(-1,))  # (*v.shape[:3], len(projection))
-    k = favor_features(k, projection, over=(-2, -1))  # (*v.shape[:3], len(projection))
-    return attend_linearly(q, k, v, eps=0.0)
+    heads = max(1, 2**22 // (q.shape[-2] * len(projection)))  # at a time: features are M/d times as large
+    found = []
+    for q, k, v in zip(*(x.split(heads, dim=-3) for x in (q, k, v)), strict=True):
+        q = favor_features(q, projection, over=(-1,))  # (*v.shape[:3], len(projection))
+        k = favor_features(k, projection, over=(-2, -1))  # (*v.shape[:3], len(projection))
+        found.append(attend_linearly(q, k, v, eps=0.0))
+    return torch.cat(found, dim=-3)
 
 
 class PerformerAttention(Attention):
@@ -909,7 +909,8 @@ class PerformerTrajectoryAttention(TrajectoryAttention, PerformerAttention):
     def first_stage(self, q, k, v, T):
         q = favor_features(q, self.projection, over=(-1,))  # (*v.shape[:3], len(self.projection))
         k = favor_features(k, self.projection, over=(-2, -1))  # (*v.shape[:3], len(self.projection))
-        return attend_per_frame(q, k, v, T, partial(attend_linearly, eps=0.0))
+        frames = zip(*(rearrange(x, "B h (T S) d -> T B h S d", T=T) for x in (k, v)))  # so q is not repeated
+        return torch.stack([attend_linearly(q, k, v, eps=0.0) for k, v in frames], dim=3)
 
 
 # ==== THE TABLE: a scheme is a short list of steps, each with weights of its own ============================
@@ -1099,7 +1100,6 @@ class MLP(nn.Module):
 
 class Block(nn.Module):
     """Pre-norm: x = x + step(norm(x)) for every step of the scheme, then x = x + mlp(norm(x)).
-
     block(x, (T, H, W)) with x (B, C + T*S, D) -> the same shape
     """
 
