@@ -887,7 +887,7 @@ def performer_attention(q, k, v, grid, projection):
     Cost          4*(C + T*S)*M*D + (C + T*S)*h*M
     Copy with     favor_features, attend_linearly
     """
-    heads = max(1, 2**22 // (q.shape[-2] * len(projection)))  # at a time: features are M/d times as large
+    heads = max(1, 2**22 // (q.shape[-2] * len(projection)))  # at a time: features are M/d times their tokens
     found = []
     for q, k, v in zip(*(x.split(heads, dim=-3) for x in (q, k, v)), strict=True):
         q = favor_features(q, projection, over=(-1,))  # (*v.shape[:3], len(projection))
@@ -909,7 +909,7 @@ class PerformerTrajectoryAttention(TrajectoryAttention, PerformerAttention):
     def first_stage(self, q, k, v, T):
         q = favor_features(q, self.projection, over=(-1,))  # (*v.shape[:3], len(self.projection))
         k = favor_features(k, self.projection, over=(-2, -1))  # (*v.shape[:3], len(self.projection))
-        frames = zip(*(rearrange(x, "B h (T S) d -> T B h S d", T=T) for x in (k, v)))  # so q is not repeated
+        frames = zip(*(rearrange(x, "B h (T S) d -> T B h S d", T=T) for x in (k, v)))  # no copies of q
         return torch.stack([attend_linearly(q, k, v, eps=0.0) for k, v in frames], dim=3)
 
 
