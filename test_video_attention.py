@@ -4418,8 +4418,8 @@ lengths = torch.randn(features, d).norm(dim=1, keepdim=True)
     lengths = torch.rand(features, d).norm(dim=1, keepdim=True)
 x = x * x.shape[-1] ** -0.25
     x = x * x.shape[-1] ** -0.5
-return (logits.exp() + eps) * len(projection) ** -0.5
-    return logits.exp() * len(projection) ** -0.5
+return (logits.exp_() + eps).mul_(len(projection) ** -0.5)
+    return logits.exp_().mul_(len(projection) ** -0.5)
 k = favor_features(k, projection, over=(-2, -1))
     k = favor_features(k, projection, over=(-1,))
 for q, k, v in zip(*(x.split(heads, dim=-3) for x in (q, k, v)), strict=True):
