@@ -3000,6 +3000,16 @@ class TestBenchmark:
         self.benchmark.main()
         assert "N^" not in capsys.readouterr().out
 
+    def test_utilisation_counts_forward_three_times(self, capsys):
+        """For 2 clips of 2 x 8 patches and a class token, one block of joint attention, by hand."""
+        size = dict(dim=24, depth=1, heads=2, num_classes=5, num_frames=2, image_size=(32, 64))
+        row = self.benchmark.utilisation("joint", torch.randn(2, 3, 2, 32, 64), repeats=1, **size)
+        N, D = 1 + 16, 24
+        macs = 16 * 3 * 16**2 * D + 4 * N * D**2 + 2 * N**2 * D + 8 * N * D**2 + D * 5
+        assert row["tflops"] * 1e12 * row["step_ms"] / 1e3 == pytest.approx(2 * 3 * 2 * macs)
+        self.benchmark.print_utilisation([("joint", dict(step_ms=20.0, tflops=1.5))], peak=6.0)
+        assert capsys.readouterr().out.splitlines()[1].split() == ["joint", "20.0", "1.50", "25.0%"]
+
     def test_targets_say_what_is_missed(self, capsys):
         assert self.benchmark.print_targets([("one", 0.5, 0.5)])
         assert not self.benchmark.print_targets([("one", 0.5, 0.6), ("two", 0.7, 0.6)])

@@ -279,6 +279,31 @@ def print_targets(rows):
     return missed == 0
 
 
+# ==== A WHOLE TRAINING STEP =================================================================================
+
+
+def utilisation(scheme, video, repeats=5, compiled=False, **size):
+    """A training step of VideoTransformer(scheme, **size), ViT-B by default, on a video of its own size.
+
+    -> {"step_ms", "tflops"}: 10**12 operations a second that the model asks for. A multiply-accumulate is two
+    and backward twice forward, as model FLOP utilisation has it; what is computed again earns nothing.
+    """
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        va.VideoTransformer(scheme, **size)(torch.empty(video.shape))
+    model = va.VideoTransformer(scheme, **size).to(video)
+    run = torch.compile(model, fullgraph=True) if compiled else model
+    step_ms = milliseconds(training_step(run, video), video.device.type, repeats)
+    return {"step_ms": step_ms, "tflops": 3 * counter.get_total_flops() / step_ms / 1e9}
+
+
+def print_utilisation(rows, peak):
+    """rows of (scheme, measurement); peak, what the device can do in 10**12 operations a second, or None."""
+    print(f"{'a training step':22}{'ms':>12}{'TFLOP/s':>12}" + f"{'of peak':>12}" * bool(peak))
+    for name, row in rows:
+        share = f"{row['tflops'] / peak:12.1%}" if peak else ""
+        print(f"{name:22}{row['step_ms']:12.1f}{row['tflops']:12.2f}{share}", flush=True)
+
+
 # ==== THE COMMAND ===========================================================================================
 
 
@@ -295,6 +320,8 @@ def arguments():
     parser.add_argument("--growth", nargs="+", type=int, default=GROWTH, metavar="N", help="times the rows")
     parser.add_argument("--keep-memory", action="store_true", help="no page faults, see keep_memory (glibc)")
     parser.add_argument("--targets", action="store_true", help="only the ratios that have to be kept")
+    parser.add_argument("--train", type=int, metavar="CLIPS", help="only a training step of ViT-B on so many")
+    parser.add_argument("--peak", type=float, metavar="TFLOPS", help="of the device, for --train")
     parser.add_argument("--json", action="store_true", help="the numbers for programs")
     return parser.parse_args()
 
@@ -308,6 +335,13 @@ def main():
     settings = dict(dim=args.dim, heads=args.heads, device=args.device, dtype=getattr(torch, args.dtype))
     if args.targets:
         sys.exit(not print_targets(targets(settings, grids, args.repeats)))
+    if args.train:
+        video = torch.randn(args.train, 3, 8, 224, 224, device=args.device, dtype=settings["dtype"])
+        size = f"ViT-B, {args.train} clips of 8 x 224 x 224"
+        print(f"{size}, {args.dtype}{', compiled' * args.compile}, {device_name(args.device)}")
+        rows = ((name, utilisation(name, video, args.repeats, args.compile)) for name in args.schemes)
+        print_utilisation(rows, args.peak)
+        return
     names = ["joint"] + [name for name in args.schemes if name != "joint"]
     results = run_tables(names, grids, settings | dict(compiled=args.compile, repeats=args.repeats))
     if args.json:
