@@ -337,7 +337,7 @@ def main():
         sys.exit(not print_targets(targets(settings, grids, args.repeats)))
     if args.train:
         video = torch.randn(args.train, 3, 8, 224, 224, device=args.device, dtype=settings["dtype"])
-        size = f"ViT-B, {args.train} clips of 8 x 224 x 224"
+        size = f"ViT-B, a batch of {args.train} x 8 x 224 x 224"
         print(f"{size}, {args.dtype}{', compiled' * args.compile}, {device_name(args.device)}")
         rows = ((name, utilisation(name, video, args.repeats, args.compile)) for name in args.schemes)
         print_utilisation(rows, args.peak)
