@@ -4362,8 +4362,8 @@ means = [part.mean(dim=axis) for part in patches.split(step, dim=axis)]
     means = [part.sum(dim=axis) for part in patches.split(step, dim=axis)]
 pad += [-move, move]
     pad += [move, -move]
-if step.count(0) < 2:
-    if step.count(0) < 3:
+if len([move for move in step if move != 0]) > 1:
+    if len([move for move in step if move != 0]) > 2:
 steps = [(sign * i, 0, 0) for i in range(1, window + 1) for sign in (1, -1)]
     steps = [(sign * i, 0, 0) for i in range(1, window + 1) for sign in (-1, 1)]
 n, (h, L, d) = q.shape[0] // t, q.shape[1:]

@@ -413,13 +413,13 @@ def borrow(x, steps, share):
         raise ValueError(f"{steps=} of {share} channels do not fit (B, T, H, W, channels) = {tuple(x.shape)}")
     *lent, rest = x.split(widths, dim=4)  # (*x.shape[:4], widths[-1])
     parts = []
-    for own, step in zip(lent, steps):
+    for own, step in zip(lent, steps if share > 0 else []):
         pad = [0, 0]
         for move, size in zip(reversed(step), reversed(x.shape[1:4])):
             move = max(-size, min(size, move))
             pad += [-move, move]  # crop in front what is appended behind, or the other way round
         part = F.pad(own, pad)  # (*x.shape[:4], share)
-        if step.count(0) < 2:
+        if len([move for move in step if move != 0]) > 1:
             part = torch.where(F.pad(torch.ones_like(own[..., :1]), pad) > 0, part, own)
         parts.append(part)
     return torch.cat([*parts, rest], dim=4)  # x.shape
@@ -1047,7 +1047,7 @@ class PositionEmbedding(nn.Module):
         B, N, D = x.shape
         if C != (own := T if self.class_has_time else self.c):
             raise ValueError(f"{C} class tokens on {grid}, but class_token= made the tables for {own}")
-        check_tokens(x, next(self.parameters(), x))  # a table, if there is one
+        check_tokens(x, [*self.parameters(), x][0])  # a table, if there is one
         class_tokens = x[:, :C]  # (B, C, D)
         patches = x[:, C:]  # (B, N - C, D)
         if self.place is not None:
