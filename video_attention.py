@@ -413,7 +413,7 @@ def borrow(x, steps, share):
         raise ValueError(f"{steps=} of {share} channels do not fit (B, T, H, W, channels) = {tuple(x.shape)}")
     *lent, rest = x.split(widths, dim=4)  # (*x.shape[:4], widths[-1])
     parts = []
-    for own, step in zip(lent, steps if share > 0 else []):
+    for own, step in zip(lent, steps if share > 0 else []):  # torch 2.8 cannot pad zero channels
         pad = [0, 0]
         for move, size in zip(reversed(step), reversed(x.shape[1:4])):
             move = max(-size, min(size, move))
