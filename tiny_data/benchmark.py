@@ -1,7 +1,14 @@
-"""What every mechanism costs, measured: the tables that `python video_attention.py` prints.
+"""What every mechanism costs, measured.
 
-Times and memory are of one layer, a scheme's steps each added to what came in, for one clip of T*S tokens
-without class token. Whatever is compared was measured in the same run: copy the ratios, not the milliseconds.
+    python -m tiny_data.benchmark                        two tables: a layer's cost, how it grows
+    python -m tiny_data.benchmark --schemes joint divided space+joint
+    python -m tiny_data.benchmark --targets              the ratios that have to be kept
+    python -m tiny_data.benchmark --train 8 --device cuda --dtype bfloat16 --compile
+
+Times and memory are of one layer, a scheme's steps each added to what came in, for one clip of T*S
+tokens without class token. space+joint are blocks that differ: a layer of each in the tables, and
+blocks in turn in --train. Whatever is compared was measured in the same run: copy the ratios, not
+the milliseconds.
 """
 
 import argparse
@@ -18,23 +25,22 @@ from itertools import accumulate
 import numpy as np
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
-from einops import rearrange
 from torch.utils.flop_counter import FlopCounterMode
 
 import video_attention as va
 
 GROWTH = (1, 2, 4, 8)  # the rows of a frame, times this: by default 1,568 to 12,544 tokens
-KEYS = {"parameters": 1e6, "macs": 1e9, "forward_ms": 1.0, "both_ms": 1.0, "peak_mb": 1.0}  # and their units
+KEYS = {"parameters": 1e6, "macs": 1e9, "forward_ms": 1.0, "both_ms": 1.0, "peak_mb": 1.0}  # units
+HEADINGS = ("M parameters", "GMACs", "forward ms", "forward + backward ms", "peak MB")
 
-# ==== MEASURING =============================================================================================
+# ==== MEASURING ===================================================================================
 
 
 def keep_memory():
-    """Let the C library keep what a tensor leaves for the next one, as torch's own allocator does on a GPU.
+    """Let the C library keep what a tensor leaves for the next one, as torch does on a GPU.
 
-    By itself glibc hands every block over 32 MB back to the system, and a new one costs a page fault for
-    every 4 KB: the time of a layer bends upwards where its tensors pass that size, whatever it computes.
+    By itself glibc hands every block over 32 MB back to the system, and a new one costs a page
+    fault for every 4 KB: the time of a layer bends upwards where its tensors pass that size.
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "gnu_get_libc_version"):
@@ -66,7 +72,7 @@ def compared(call, other, device="cpu", repeats=5):
 
 
 def peak_megabytes(call, device="cpu"):
-    """The most memory that call() holds at once, beyond what was held before it, in 10**6 bytes."""
+    """The most memory that call() holds at once beyond what was held before it, in 10**6 bytes."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -74,11 +80,23 @@ def peak_megabytes(call, device="cpu"):
         call()
         torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - before) / 1e6
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler prints when it starts and stops
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as run:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler prints when it starts
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True) as run:
         call()
     events = sorted(run.profiler.kineto_results.events(), key=lambda event: event.start_ns())
-    return max(accumulate(event.nbytes() for event in events if event.name() == "[memory]")) / 1e6
+    changes = (event.nbytes() for event in events if event.name() == "[memory]")
+    return max(accumulate(changes)) / 1e6
+
+
+def schemes_in(scheme):
+    """A name in ATTENTION or several joined by +, or a list of steps -> a list of schemes."""
+    return scheme.split("+") if isinstance(scheme, str) else [scheme]
+
+
+def steps_in(scheme):
+    """The steps of a layer, or of a layer of each."""
+    return [step for part in schemes_in(scheme) for step in va.steps_of(part)]
 
 
 def layer(modules, grid):
@@ -95,17 +113,18 @@ def layer(modules, grid):
 def macs_of(scheme, grid, dim, heads):
     """Multiply-accumulates for one clip, projections included, counted by torch on shapes alone."""
     with torch.device("meta"):
-        modules = [step(dim, heads) for step in va.steps_of(scheme)]
+        modules = [step(dim, heads) for step in steps_in(scheme)]
         x = torch.empty(1, math.prod(grid), dim)
     with FlopCounterMode(display=False) as counter:
         layer(modules, grid)(x)
     return counter.get_total_flops() // 2
 
 
-def passes(name, grid, dim=768, heads=12, device="cpu", dtype=torch.float32, compiled=False):
-    """A scheme, by its name in ATTENTION or as a list of steps -> its modules, and two functions that run
-    them on random tokens of one clip: forward, and forward and backward."""
-    modules = nn.ModuleList(step(dim, heads) for step in va.steps_of(name)).to(device, dtype)
+def passes(scheme, grid, dim=768, heads=12, device="cpu", dtype=torch.float32, compiled=False):
+    """A scheme -> its modules, and two functions that run them on random tokens of one clip:
+    forward, and forward and backward."""
+    modules = [step(dim, heads) for step in steps_in(scheme)]
+    modules = nn.ModuleList(modules).to(device, dtype)
     run = torch.compile(layer(modules, grid), fullgraph=True) if compiled else layer(modules, grid)
     x = torch.randn(1, math.prod(grid), dim, device=device, dtype=dtype, requires_grad=True)
 
@@ -119,15 +138,16 @@ def passes(name, grid, dim=768, heads=12, device="cpu", dtype=torch.float32, com
     return modules, forward, both
 
 
-def measure(name, grid, dim=768, heads=12, device="cpu", dtype=torch.float32, compiled=False, repeats=5):
+def measure(scheme, grid, dim=768, heads=12, device="cpu", dtype=torch.float32, compiled=False,
+            repeats=5):
     """What a scheme costs on the grid (T, H, W).
 
     -> {"parameters", "macs", "forward_ms", "both_ms" (forward and backward), "peak_mb" (of both)}
     """
-    modules, forward, both = passes(name, grid, dim, heads, device, dtype, compiled)
+    modules, forward, both = passes(scheme, grid, dim, heads, device, dtype, compiled)
     return {
         "parameters": sum(parameter.numel() for parameter in modules.parameters()),
-        "macs": macs_of(name, grid, dim, heads),
+        "macs": macs_of(scheme, grid, dim, heads),
         "forward_ms": milliseconds(forward, device, repeats),
         "both_ms": milliseconds(both, device, repeats),
         "peak_mb": peak_megabytes(both, device),
@@ -135,38 +155,17 @@ def measure(name, grid, dim=768, heads=12, device="cpu", dtype=torch.float32, co
 
 
 def exponent(sizes, values):
-    """The slope of a straight line through log(values) over log(sizes): values grow as sizes ** slope."""
+    """The slope of a line through log(values) over log(sizes): values grow as sizes**slope."""
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
-# ==== THE TWO TABLES ========================================================================================
+# ==== THE TWO TABLES ==============================================================================
 
 
 def progress(done, total, doing):
     """A progress bar on stderr, so that what is printed can be kept."""
     bar, end = "#" * (30 * done // total), "" if done < total else "\n"
     print(f"\r[{bar:30}] {done}/{total} {doing:36}", end=end, file=sys.stderr, flush=True)
-
-
-def print_costs(results):
-    """Every scheme at the first size, and beside each number its ratio to joint attention's."""
-    heads = ("M parameters", "GMACs", "forward ms", "forward + backward ms", "peak MB")
-    print(f"{'':22}" + "".join(f"{head:>22}" for head in heads))
-    print(f"{'':22}" + f"{'/ joint':>22}" * len(heads))
-    joint = results["joint"][0]
-    for name, (first, *_) in results.items():
-        cells = (f"{first[key] / unit:14.2f}{first[key] / joint[key]:8.2f}" for key, unit in KEYS.items())
-        print(f"{name:22}" + "".join(cells))
-
-
-def print_growth(results, sizes):
-    """Forward and backward for growing N, and the exponents of time, memory and multiply-accumulates."""
-    print(f"{'forward + backward ms':22}" + "".join(f"{f'N={size}':>11}" for size in sizes), end="")
-    print(f"{'time ~ N^':>12}{'memory ~ N^':>13}{'MACs ~ N^':>11}")
-    for name, rows in results.items():
-        slopes = [exponent(sizes, [row[key] for row in rows]) for key in ("both_ms", "peak_mb", "macs")]
-        print(f"{name:22}" + "".join(f"{row['both_ms']:11.1f}" for row in rows), end="")
-        print(f"{slopes[0]:12.2f}{slopes[1]:13.2f}{slopes[2]:11.2f}")
 
 
 def run_tables(names, grids, settings):
@@ -180,41 +179,55 @@ def run_tables(names, grids, settings):
     return results
 
 
-# ==== THE TARGETS: ratios that this implementation has to keep, each measured in one run ====================
+def print_costs(results):
+    """Every scheme at the first size, and beside each number its ratio to joint attention's."""
+    print(f"{'':22}" + "".join(f"{heading:>22}" for heading in HEADINGS))
+    print(f"{'':22}" + f"{'/ joint':>22}" * len(HEADINGS))
+    joint = results["joint"][0]
+    for name, (first, *_) in results.items():
+        cells = ((first[key] / unit, first[key] / joint[key]) for key, unit in KEYS.items())
+        print(f"{name:22}" + "".join(f"{number:14.2f}{ratio:8.2f}" for number, ratio in cells))
 
 
-def plain_trajectory(q, k, v, grid, proj_q, proj_kv):
-    """Trajectory attention as the paper writes it: per-frame softmax spelled out, and all N*T trajectory
-    tokens projected to keys and values. q, k, v (B, h, T*S, d) -> the same shape."""
-    T, H, W = grid
-    h, d = q.shape[1], q.shape[3]
-    k, v = (rearrange(x, "B h (T S) d -> B h T S d", T=T) for x in (k, v))
-    weights = (torch.einsum("BhId,BhTSd->BhITS", q, k) / math.sqrt(d)).softmax(dim=-1)
-    y = rearrange(torch.einsum("BhITS,BhTSd->BhITd", weights, v), "B h I T d -> B I T (h d)")
-    own = rearrange(y.unflatten(1, (T, H * W)).diagonal(dim1=1, dim2=3), "B S D T -> B (T S) D")
-    q = rearrange(proj_q(own), "B I (h d) -> B h I d", h=h)
-    k, v = rearrange(proj_kv(y), "B I T (two h d) -> two B h I T d", two=2, h=h)
-    weights = (torch.einsum("BhId,BhITd->BhIT", q, k) / math.sqrt(d)).softmax(dim=-1)
-    return torch.einsum("BhIT,BhITd->BhId", weights, v)
+def print_growth(results, sizes):
+    """Forward and backward for growing N, and the exponents of time, memory and MACs."""
+    print(f"{'forward + backward ms':22}" + "".join(f"{f'N={size}':>11}" for size in sizes), end="")
+    print(f"{'time ~ N^':>12}{'memory ~ N^':>13}{'MACs ~ N^':>11}")
+    for name, rows in results.items():
+        print(f"{name:22}" + "".join(f"{row['both_ms']:11.1f}" for row in rows), end="")
+        keys = ("both_ms", "peak_mb", "macs")
+        slopes = [exponent(sizes, [row[key] for row in rows]) for key in keys]
+        print(f"{slopes[0]:12.2f}{slopes[1]:13.2f}{slopes[2]:11.2f}")
+
+
+# ==== THE TARGETS: ratios that this implementation has to keep, each measured in one run ==========
 
 
 class PlainTrajectoryAttention(va.TrajectoryAttention):
-    def mechanism(self, q, k, v, grid):
-        return plain_trajectory(q, k, v, grid, self.proj_q, self.proj_kv)
+    """Trajectory attention as the paper writes it: softmax weights spelled out in every frame, and
+    all N*T trajectory tokens projected to keys and values."""
+
+    def first_stage(self, q, k, v, T):
+        readable = lambda q, k, v: va.attend(q, k, v, return_weights=True)[0]
+        return va.attend_per_frame(q, k, v, T, readable)
+
+    def second_stage(self, y, proj_q, proj_kv):
+        return va.attend_along_trajectories(y, proj_q, proj_kv)
 
 
 def selection(device, dtype):
     """Choosing 128 prototypes of 1,568 tokens, and attention through them, forward and backward."""
-    q, k, v = torch.randn(3, 1, 12, 1568, 64, device=device, dtype=dtype).unbind()
-    prototypes = va.choose_prototypes(q, k)
+    grid = (8, 14, 14)
+    q, k, v = torch.randn(3, 1, 12, math.prod(grid), 64, device=device, dtype=dtype).unbind()
+    prototypes = va.orthogonal_prototypes(q, k, 128)
     inputs = [x.requires_grad_() for x in (q, k, v, prototypes)]
 
     def choose():
-        va.choose_prototypes(q, k)
+        va.orthogonal_prototypes(q, k, 128)
 
     def attend():
         q, k, v, prototypes = inputs
-        va.orthoformer_attention(q, k, v, None, prototypes).sum().backward()
+        va.orthoformer_attention(q, k, v, grid, prototypes).sum().backward()
 
     return choose, attend
 
@@ -232,20 +245,36 @@ def training_step(module, x):
 
 
 def vit_and_encoder(device, dtype):
-    """Training steps of ViT-B with joint attention on 8 frames of 224 x 224, and of torch's own transformer
-    encoder on as many tokens."""
+    """Training steps of ViT-B with joint attention on 8 frames of 224 x 224, and of torch's own
+    transformer encoder on as many tokens."""
     model = va.VideoTransformer("joint", position="joint").to(device, dtype)
     video = torch.randn(1, 3, 8, 224, 224, device=device, dtype=dtype)
-    block = nn.TransformerEncoderLayer(768, 12, 3072, 0.0, "gelu", batch_first=True, norm_first=True)
+    options = dict(dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
+    block = nn.TransformerEncoderLayer(768, 12, 3072, **options)
     encoder = nn.TransformerEncoder(block, 12, enable_nested_tensor=False).to(device, dtype)
     tokens = torch.randn(1, 1 + 8 * 14 * 14, 768, device=device, dtype=dtype)
     return training_step(model, video), training_step(encoder, tokens)
 
 
 def targets(settings, grids, repeats):
-    """Yields (what, measured, at most): ratios and slacks at the first of the grids, exponents over all."""
-    grid, dim, heads = grids[0], settings["dim"], settings["heads"]
+    """Yields (what, measured, at most): ratios at the first of the grids, exponents over all."""
     where = (settings["device"], repeats)
+    yield from layer_targets(settings, grids[0], where)
+    sizes = [math.prod(grid) for grid in grids]
+    for name in ("orthoformer", "nystrom", "performer", "linear"):
+        rows = [measure(name, grid, repeats=repeats, **settings) for grid in grids]
+        for key, what in (("both_ms", "time"), ("peak_mb", "memory")):
+            slope = exponent(sizes, [row[key] for row in rows])
+            yield f"{name}, exponent of {what} over N", slope, 1.1
+    choose, attend = selection(settings["device"], settings["dtype"])
+    yield "choosing prototypes / attending through them", compared(choose, attend, *where), 0.25
+    step, plain_step = vit_and_encoder(settings["device"], settings["dtype"])
+    yield "ViT-B, a training step / torch.nn's encoder", compared(step, plain_step, *where), 1.0
+
+
+def layer_targets(settings, grid, where):
+    """Of one layer: trajectory beside its plain form, mixing beside space, and whether a scheme is
+    as much faster than joint attention as it has fewer multiply-accumulates."""
 
     def both(scheme):
         return passes(scheme, grid, **settings)[2]
@@ -254,20 +283,13 @@ def targets(settings, grids, repeats):
     yield "trajectory / its plain form, time", compared(trajectory, plain, *where), 0.45
     memory = peak_megabytes(trajectory, where[0]) / peak_megabytes(plain, where[0])
     yield "trajectory / its plain form, memory", memory, 0.5
-    pairs = ((both("mixing"), both("space")) for _ in range(9))  # where tensors come to lie makes some 2%
-    yield "mixing / space, time", statistics.median(compared(*pair, *where) for pair in pairs), 1.05
-    for name in ("divided", "axial", "local_global"):
-        share = macs_of(name, grid, dim, heads) / macs_of("joint", grid, dim, heads)
-        yield f"{name} / joint, time / MACs", compared(both(name), both("joint"), *where) / share, 1.3
-    sizes = [math.prod(grid) for grid in grids]
-    for name in ("orthoformer", "nystrom", "performer", "linear"):
-        rows = [measure(name, grid, repeats=repeats, **settings) for grid in grids]
-        for key, what in (("both_ms", "time"), ("peak_mb", "memory")):
-            yield f"{name}, exponent of {what} over N", exponent(sizes, [row[key] for row in rows]), 1.1
-    choose, attend = selection(settings["device"], settings["dtype"])
-    yield "choosing prototypes / attending through them", compared(choose, attend, *where), 0.25
-    step, plain_step = vit_and_encoder(settings["device"], settings["dtype"])
-    yield "ViT-B, a training step / torch.nn's encoder", compared(step, plain_step, *where), 1.0
+    ratios = [compared(both("mixing"), both("space"), *where) for _ in range(9)]
+    yield "mixing / space, time", statistics.median(ratios), 1.05  # where tensors lie makes 2%
+    size = grid, settings["dim"], settings["heads"]
+    for name in ("divided", "factorised", "axial", "local_global", "window", "shifted_windows"):
+        macs = macs_of(name, *size), macs_of("joint", *size)
+        ratio = compared(both(name), both("joint"), *where) / (macs[0] / macs[1])
+        yield f"{name} / joint, time / MACs", ratio, 1.3
 
 
 def print_targets(rows):
@@ -275,86 +297,154 @@ def print_targets(rows):
     missed = 0
     for what, measured, limit in rows:
         missed += measured > limit
-        print(f"{what:46}{measured:7.2f}, at most {limit:.2f}{'  MISSED' * (measured > limit)}", flush=True)
+        note = "  MISSED" * (measured > limit)
+        print(f"{what:46}{measured:7.2f}, at most {limit:.2f}{note}", flush=True)
     return missed == 0
 
 
-# ==== A WHOLE TRAINING STEP =================================================================================
+# ==== A WHOLE TRAINING STEP =======================================================================
 
 
 def utilisation(scheme, video, repeats=5, compiled=False, **size):
-    """A training step of VideoTransformer(scheme, **size), ViT-B by default, on a video of its own size.
+    """A training step of VideoTransformer(scheme, **size), ViT-B by default, on a video of its size
 
-    -> {"step_ms", "tflops"}: 10**12 operations a second that the model asks for. A multiply-accumulate is two
-    and backward twice forward, as model FLOP utilisation has it; what is computed again earns nothing.
+    -> {"step_ms", "tflops"}: 10**12 operations a second that the model asks for. A
+    multiply-accumulate is two and backward twice forward; what is computed again earns nothing.
     """
+    parts, depth = schemes_in(scheme), size.get("depth", 12)
+    attention = scheme if len(parts) == 1 else [parts[i % len(parts)] for i in range(depth)]
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        va.VideoTransformer(scheme, **size)(torch.empty(video.shape))
-    model = va.VideoTransformer(scheme, **size).to(video)
+        va.VideoTransformer(attention, **size)(torch.empty(video.shape))
+    model = va.VideoTransformer(attention, **size).to(video)
     run = torch.compile(model, fullgraph=True) if compiled else model
     step_ms = milliseconds(training_step(run, video), video.device.type, repeats)
     return {"step_ms": step_ms, "tflops": 3 * counter.get_total_flops() / step_ms / 1e9}
 
 
 def print_utilisation(rows, peak):
-    """rows of (scheme, measurement); peak, what the device can do in 10**12 operations a second, or None."""
+    """rows of (scheme, measurement); peak, the device's in 10**12 operations a second, or None."""
     print(f"{'a training step':22}{'ms':>12}{'TFLOP/s':>12}" + f"{'of peak':>12}" * bool(peak))
     for name, row in rows:
         share = f"{row['tflops'] / peak:12.1%}" if peak else ""
         print(f"{name:22}{row['step_ms']:12.1f}{row['tflops']:12.2f}{share}", flush=True)
 
 
-# ==== THE COMMAND ===========================================================================================
+# ==== THE COMMAND =================================================================================
 
 
-def arguments():
-    parser = argparse.ArgumentParser(prog="video_attention.py", description=print_costs.__doc__)
-    parser.add_argument("--grid", nargs=3, type=int, default=(8, 14, 14), metavar=("T", "H", "W"))
-    parser.add_argument("--dim", type=int, default=768, help="D, the width of a token")
-    parser.add_argument("--heads", type=int, default=12)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    parser.add_argument("--compile", action="store_true", help="with torch.compile")
-    parser.add_argument("--repeats", type=int, default=5, help="of which the median is taken")
-    parser.add_argument("--schemes", nargs="+", default=va.ATTENTION, choices=va.ATTENTION, metavar="NAME")
-    parser.add_argument("--growth", nargs="+", type=int, default=GROWTH, metavar="N", help="times the rows")
-    parser.add_argument("--keep-memory", action="store_true", help="no page faults, see keep_memory (glibc)")
-    parser.add_argument("--targets", action="store_true", help="only the ratios that have to be kept")
-    parser.add_argument("--train", type=int, metavar="CLIPS", help="only a training step of ViT-B on so many")
-    parser.add_argument("--peak", type=float, metavar="TFLOPS", help="of the device, for --train")
-    parser.add_argument("--json", action="store_true", help="the numbers for programs")
-    return parser.parse_args()
+def at_least_one(text):
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number, 1 or more")
+    return int(text)
 
 
-def main():
-    args = arguments()
+def known_scheme(text):
+    unknown = [name for name in text.split("+") if name not in va.ATTENTION]
+    if unknown:
+        message = f"{unknown[0]!r} is unknown; use, also joined by +: {', '.join(va.ATTENTION)}"
+        raise argparse.ArgumentTypeError(message)
+    return text
+
+
+def there(text):
+    """A device that this machine has."""
+    if text not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"{text!r}: use cpu or cuda")
+    if text == "cuda" and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError("torch finds no CUDA device here; use cpu")
+    return text
+
+
+def positive(text):
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} must be a number above 0")
+    return number
+
+
+def arguments(words=None):
+    command = "python -m tiny_data.benchmark"
+    parser = argparse.ArgumentParser(command, description=__doc__.partition(",")[0])
+    option, count = parser.add_argument, dict(type=at_least_one)
+    option("--grid", nargs=3, **count, default=(8, 14, 14), metavar=("T", "H", "W"))
+    option("--dim", **count, default=768, help="D, the width of a token")
+    option("--heads", **count, default=12)
+    option("--device", type=there, default="cpu", help="cpu or cuda")
+    option("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    option("--compile", action="store_true", help="with torch.compile")
+    option("--repeats", **count, default=5, help="of which the median is taken")
+    option("--schemes", nargs="+", type=known_scheme, default=list(va.ATTENTION), metavar="NAME")
+    option("--growth", nargs="+", **count, default=list(GROWTH), metavar="N", help="times the rows")
+    option("--keep-memory", action="store_true", help="no page faults, see keep_memory (glibc)")
+    option("--targets", action="store_true", help="only the ratios that have to be kept")
+    option("--train", **count, metavar="CLIPS", help="only a training step of ViT-B on so many")
+    option("--peak", type=positive, metavar="TFLOPS", help="of the device, for --train")
+    option("--json", action="store_true", help="the numbers for programs")
+    args = parser.parse_args(words)
+    try:  # a size that a scheme refuses is found before anything is measured
+        for name in args.schemes:
+            macs_of(name, args.grid, args.dim, args.heads)
+    except ValueError as error:
+        parser.error(f"{name}: {error}")
+    return args
+
+
+def main(words=None):
+    args = arguments(words)
     if args.keep_memory:
         keep_memory()
     T, H, W = args.grid
     grids = [(T, H * factor, W) for factor in args.growth]
-    settings = dict(dim=args.dim, heads=args.heads, device=args.device, dtype=getattr(torch, args.dtype))
+    settings = dict(dim=args.dim, heads=args.heads, device=args.device)
+    settings["dtype"] = getattr(torch, args.dtype)
     if args.targets:
-        sys.exit(not print_targets(targets(settings, grids, args.repeats)))
+        return run_targets(args, settings, grids)
     if args.train:
-        video = torch.randn(args.train, 3, 8, 224, 224, device=args.device, dtype=settings["dtype"])
-        size = f"ViT-B, a batch of {args.train} x 8 x 224 x 224"
-        print(f"{size}, {args.dtype}{', compiled' * args.compile}, {device_name(args.device)}")
-        rows = ((name, utilisation(name, video, args.repeats, args.compile)) for name in args.schemes)
-        print_utilisation(rows, args.peak)
-        return
+        return run_training(args, settings["dtype"])
     names = ["joint"] + [name for name in args.schemes if name != "joint"]
     results = run_tables(names, grids, settings | dict(compiled=args.compile, repeats=args.repeats))
     if args.json:
-        print(json.dumps(dict(grids=grids, torch=torch.__version__, results=results) | vars(args)))
-        return
-    size = f"{T} frames of {H} x {W} patches, D={args.dim}, {args.heads} heads"
-    print(f"{size}, {args.dtype}{', compiled' * args.compile}, {device_name(args.device)}")
+        return print_json(args, grids=grids, results=results)
+    print_title(args, f"{T} frames of {H} x {W} patches, D={args.dim}, {args.heads} heads")
     print_costs(results)
     if len(grids) > 1:  # one size has no slope
         print()
         print_growth(results, [math.prod(grid) for grid in grids])
 
 
-def device_name(device):
-    name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    return f"{name}, torch {torch.__version__}"
+def run_targets(args, settings, grids):
+    """Ends with an error where a ratio is not kept."""
+    rows = targets(settings, grids, args.repeats)
+    if args.json:
+        rows = list(rows)
+        print_json(args, targets=rows)
+        sys.exit(any(measured > limit for what, measured, limit in rows))
+    sys.exit(not print_targets(rows))
+
+
+def run_training(args, dtype):
+    video = torch.randn(args.train, 3, 8, 224, 224, device=args.device, dtype=dtype)
+    run = partial(utilisation, video=video, repeats=args.repeats, compiled=args.compile)
+    rows = ((name, run(name)) for name in args.schemes)
+    if args.json:
+        return print_json(args, results=dict(rows))
+    print_title(args, f"ViT-B, a batch of {args.train} x 8 x 224 x 224")
+    print_utilisation(rows, args.peak)
+
+
+def print_json(args, **results):
+    print(json.dumps(vars(args) | dict(torch=str(torch.__version__), **results)))
+
+
+def print_title(args, size):
+    compiled = ", compiled" * args.compile
+    cuda = args.device == "cuda"
+    device = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} CPU threads"
+    print(f"{size}, {args.dtype}{compiled}, {device}, torch {torch.__version__}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

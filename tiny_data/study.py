@@ -1,62 +1,184 @@
-"""The study of the tutorial: one small model per mechanism, one recipe for all of them, several seeds.
+"""The large study: every scheme, one recipe, several seeds, into one results file.
 
-It is a module and not a cell so that seeds can be trained side by side: a spawned process finds a function
-only where it can import it. The notebook shows this source where it discusses it.
+    python -m tiny_data.study                       train what study.json lacks; stop it at any time
+    python -m tiny_data.study --plan                what is done and what is missing
+    python -m tiny_data.study --only speed tries --device cuda --workers 8
+
+A job is one model: a section, a name, a seed, and the tasks that it is trained on. Where there are
+several, each of the later ones goes on from what the first has learned. Each finished job is
+written at once; a second call goes on where the first stopped.
+
+THE RECIPE  is the same for every model and was not searched for any: one block of width 48 with
+            4 heads, patches of 4 x 4 pixels, mean pooling; AdamW with a rate of .003, 20 steps of
+            warm-up, then a cosine; batches of 16 clips and the same 16 played backwards, which are
+            of the other label, so that how a clip looks, which says nothing, weighs nothing. No
+            clip is trained on twice. head_start gives all models the same push; the section "no
+            push" leaves it out.
+TESTS       are 2,048 new clips, for each seed others, and the same for all models of that seed:
+            what varies between seeds is the start, the training clips and the test clips.
 """
 
+import argparse
+import json
 import math
+import os
+import platform
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from copy import deepcopy
+from datetime import date
 from functools import lru_cache, partial
+from hashlib import sha256
+from itertools import product
 from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 import video_attention as va
 
-from .generator import FRAMES, SIZE, moving_objects
+from .generator import FRAMES, SIZE, image_path_ceiling, moving_objects, path_tells
 
-SEEDS = 3
-STEPS = {"plain": 150, "moving camera": 600}  # one after the other, the second from the first's weights
+RESULTS = Path(__file__).with_name("study.json")
+FILE = sha256(Path(va.__file__).read_bytes()).hexdigest()[:12]  # which video_attention.py it was
 BATCH, RATE, WARM_UP = 32, 3e-3, 20  # clips a step, AdamW's peak rate, steps to get there
-EVERY, TEST = 50, 512  # steps between two looks at the test clips, and how many clips these are
-GRID = dict(num_classes=2, num_frames=FRAMES, image_size=SIZE, patch_size=4, class_token="none", head="mean")
-WIDTHS = dict(dim=48, depth=1, heads=3, mlp_ratio=2)  # one block: what is learned, its attention does
+EVERY, TEST = 25, 2048  # steps that a point of the curve is the mean of; test clips
+MODEL = dict(dim=48, depth=1, heads=4, mlp_ratio=2, num_classes=2, patch_size=4)
+MODEL |= dict(class_token="none", head="mean")
 
 
-def linear(**options):
-    """Linear attention in divided form, along time and then in space, as LVT has it."""
-    return [partial(va.LinearAttention, axis=axis, **options) for axis in ("time", "space")]
+# ==== TASKS AND MODELS ===========================================================================
 
 
-def prototypes(choice):
-    return [partial(va.OrthoformerTrajectoryAttention, prototypes=16, choice=choice)]
+class Task(NamedTuple):
+    """Options of moving_objects, and the steps of training that a model gets."""
+
+    options: dict
+    steps: int
 
 
-MODELS = {  # VideoTransformer's arguments; the slowest first, so that no worker is left alone at the end
-    "trajectory, orthogonal": dict(attention=prototypes("orthogonal")),
-    "trajectory, segments": dict(attention=prototypes("segments")),
-    "trajectory, random": dict(attention=prototypes("random")),
-    "trajectory": dict(attention="trajectory"),
-    "LVT": dict(attention="lvt"),
-    "axial": dict(attention="axial"),
-    "linear + fixation": dict(attention=linear(fixation="shared")),
-    "local-global": dict(attention="local_global"),
-    "linear": dict(attention=linear()),
-    "Performer": dict(attention=[partial(va.PerformerAttention, features=64)]),
-    "divided": dict(attention="divided"),
-    "Nystrom": dict(attention=[partial(va.NystromAttention, landmarks=16)]),
-    "Orthoformer": dict(attention=[partial(va.OrthoformerAttention, prototypes=16)]),
-    "mixing": dict(attention="mixing"),
-    "summary": dict(attention="summary"),
-    "pooled": dict(attention="pooled"),
-    "joint": dict(attention="joint"),
-    "divided, no head start": dict(attention="divided"),
-    "joint, no head start": dict(attention="joint"),
-    "space + time table": dict(attention="space"),
-    "space": dict(attention="space", position="space"),
+FAST = dict(size=(16, 32), speed=8)  # two patches a frame: in the next the object is elsewhere
+TASKS = {
+    "plain": Task({}, 150),
+    "moving camera": Task(dict(camera=True), 600),
+    "2 frames": Task(dict(frames=2), 150),
+    "8 frames": Task(dict(frames=8), 150),
+    "fast": Task(FAST, 300),
+    "crossing": Task(FAST | dict(crossing=True), 800),
+    "crossing, long": Task(FAST | dict(crossing=True), 1600),
+    "occlusion": Task(FAST | dict(occluder=10), 300),
+    "two decoys": Task(FAST | dict(decoys=2), 400),
+    "fast, 8 frames": Task(dict(size=(16, 32), speed=6, frames=8), 300),
 }
+SPEEDS = (1, 2, 4, 8)  # pixels a frame: from a quarter of a patch to two patches
+TASKS |= {f"speed {speed}": Task(dict(size=32, speed=speed), 300) for speed in SPEEDS}
+
+SMALL = {  # schemes whose defaults are for larger grids than 4 x 4 patches
+    "shifted_windows": [
+        partial(va.ShiftedWindowAttention, size=(2, 2, 2)),
+        partial(va.ShiftedWindowAttention, size=(2, 2, 2), displaced=True),
+    ],
+    "orthoformer": [partial(va.OrthoformerAttention, prototypes=16)],
+    "trajectory_orthoformer": [partial(va.OrthoformerTrajectoryAttention, prototypes=16)],
+    "nystrom": [partial(va.NystromAttention, landmarks=16)],
+    "trajectory_nystrom": [partial(va.NystromTrajectoryAttention, landmarks=16)],
+    "performer": [partial(va.PerformerAttention, features=64)],
+    "trajectory_performer": [partial(va.PerformerTrajectoryAttention, features=64)],
+}
+SCHEMES = {name: dict(attention=SMALL.get(name, name)) for name in va.ATTENTION}
+CHOICES = {
+    "orthogonal": va.orthogonal_prototypes,
+    "random": va.random_prototypes,
+    "segments": va.segment_prototypes,
+}
+
+
+def one(step, **options):
+    """A scheme of one step."""
+    return dict(attention=[partial(step, **options)])
+
+
+def prototypes(count, choice):
+    choose = CHOICES[choice]
+    return one(va.OrthoformerTrajectoryAttention, prototypes=count, choose=choose)
+
+
+def chosen(names):
+    return {name: SCHEMES[name] for name in names.split()}
+
+
+class Section(NamedTuple):
+    """Models by name, lists of tasks, and for each seed its place in the order of training."""
+
+    models: dict
+    chains: list
+    places: tuple
+
+
+CHAIN = ["plain", "moving camera"]
+SWEEP = [[f"speed {speed}"] for speed in (8, 1, 4, 2)]
+TRIES = ["fast", "crossing", "occlusion", "two decoys"]  # where trajectory and joint might part
+SECTIONS = {
+    "main": Section(SCHEMES, [CHAIN], (0, 1, 2, 3, 4)),
+    "speed": Section(
+        chosen("joint divided trajectory mixing window"), SWEEP, (0.1, 1.1, 2.1, 6, 8)
+    ),
+    "speed, more": Section(chosen("axial linear"), SWEEP, (2.3, 5, 7)),
+    "tries": Section(
+        chosen("joint trajectory mixing divided"), [TRIES, ["fast, 8 frames"]], (0.2, 1.2, 2.2)
+    ),
+    "as long": Section(chosen("joint"), [["fast", "crossing, long"]], (3.3, 4.3, 5.3)),
+    "no push": Section(SCHEMES, [["plain"]], (2.3, 5, 7)),
+    "prototypes": Section(
+        {f"{n} {choice}": prototypes(n, choice) for choice in CHOICES for n in (4, 8, 16, 32)},
+        [["plain"]], (1.3, 5, 7),
+    ),  # fmt: skip
+    "window": Section(
+        {f"window {w}": one(va.WindowAttention, window=w) for w in (0, 2, 3)}
+        | {f"mixing {w}": one(va.MixingAttention, window=w) for w in (2, 3)},
+        [CHAIN], (1.3, 5, 7),
+    ),  # fmt: skip
+    "moved": Section(
+        {f"moved {m}": one(va.MixingAttention, moved=m) for m in (0.25, 0.75, 1.0)},
+        [CHAIN], (1.3, 5, 7),
+    ),  # fmt: skip
+    "frames": Section(
+        chosen("joint divided mixing trajectory"), [["2 frames"], ["8 frames"]], (1.3, 5, 7)
+    ),
+    "control": Section(
+        {"space, no time table": dict(attention="space", position="space")}, [CHAIN], (2.3, 5, 7)
+    ),
+}
+
+
+class Job(NamedTuple):
+    section: str
+    name: str
+    tasks: tuple
+    seed: int
+
+
+def all_jobs():
+    """Every job, in the order of training: what matters most first, all schemes seed by seed."""
+    jobs = []
+    for key, section in SECTIONS.items():
+        seeds = enumerate(section.places)
+        for (seed, place), chain, name in product(seeds, section.chains, section.models):
+            jobs.append((place, Job(key, name, tuple(chain), seed)))
+    return [job for _, job in sorted(jobs, key=lambda pair: pair[0])]
+
+
+def build(attention, task="plain", seed=0, push=True, **options):
+    """A model of the study before its training; `attention` and **options as VideoTransformer's."""
+    data = TASKS[task].options
+    shape = dict(num_frames=data.get("frames", FRAMES), image_size=data.get("size", SIZE))
+    torch.manual_seed(seed)
+    model = va.VideoTransformer(attention=attention, **MODEL | shape | options)
+    return head_start(model) if push else model
 
 
 def waves(n, width):
@@ -67,93 +189,356 @@ def waves(n, width):
 
 @torch.no_grad()
 def head_start(model, sharpness=3.0):
-    """Not what the papers do, but the same push for every mechanism: tables that begin as sines and cosines,
-    and queries that begin as sharpened keys, so that a patch first looks for what is like itself."""
-    (T, H, W), D = model.position.grid, model.norm.weight.numel()
+    """Not what the papers do, but the same push for every mechanism, in all its stages.
+
+    Position embeddings begin as sines and cosines, linear layers as torch makes them, and keys
+    begin as the queries, sharpened, so that a patch first attends to what is like itself: in qkv,
+    and in the second stage of trajectory attention. What starts at zero still does, without a push.
+    """
     for module in model.modules():
-        if isinstance(module, torch.nn.Linear):
+        if isinstance(module, torch.nn.Linear) and module.weight.any():
             torch.nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5))
     for module in model.modules():
-        if isinstance(module, va.Attention) and module.zero is not None:
-            module.zero.weight.zero_()  # a time branch still grows from nothing
-        elif isinstance(module, va.Attention):
+        if isinstance(module, va.Attention) and module.zero_init is None:
+            D = module.qkv.in_features
             module.qkv.weight[:D] *= sharpness
             module.qkv.weight[D : 2 * D] = module.qkv.weight[:D]
-    model.head.classify[-1].weight.mul_(0.2)
-    rows, columns = waves(H, D // 2)[:, None].expand(H, W, -1), waves(W, D // 2)[None].expand(H, W, -1)
-    model.position.place.copy_(torch.cat([rows, columns], dim=-1).reshape(1, H * W, D))
+        if isinstance(module, va.TrajectoryAttention):
+            module.proj_kv.weight[:D] = module.proj_q.weight
+            module.proj_q.weight *= sharpness
+    model.head.classify[-1].weight *= 0.2
+    (T, H, W), D = model.position.grid, model.norm.weight.numel()
+    rows, columns = waves(H, D // 2)[:, None], waves(W, D // 2)[None]
+    rows, columns = rows.expand(H, W, -1), columns.expand(H, W, -1)
+    model.position.space.copy_(torch.cat([rows, columns], dim=-1).reshape(1, H * W, D))
     if model.position.time is not None:
         model.position.time.copy_(waves(T, D)[None])
     return model
 
 
-def build(name, seed, pushed=True):
-    """A model of the study before its training; without the push it is as the papers start."""
-    pushed = pushed and not name.endswith("no head start")
-    torch.manual_seed(seed)
-    model = va.VideoTransformer(**GRID | WIDTHS | MODELS[name])
-    return head_start(model) if pushed else model
+# ==== TRAINING AND TESTING =======================================================================
 
 
 @lru_cache(maxsize=2)
-def diet(seed, task):
-    """All training clips of a task, no clip twice: video (steps, BATCH, 3, T, H, W) and label (steps, BATCH).
+def training_clips(task, seed, steps):
+    """All clips of a training, no clip twice: [(uint8 (BATCH // 2, 3, T, H, W), labels), ...]"""
+    batches = []
+    for step in range(steps):
+        video, label, _ = moving_objects(BATCH // 2, (1000 + seed, step), **TASKS[task].options)
+        batches.append((((video + 1) * 127.5).round().to(torch.uint8), label))
+    return batches
 
-    Half of every batch is the other half played backwards, so that looks, which say nothing, weigh nothing.
+
+def batch_of(task, seed, steps, step, device):
+    """One batch: clips (BATCH, 3, T, H, W) in [-1, 1], half of them the others played backwards."""
+    video, label = training_clips(task, seed, steps)[step]
+    video = video.to(device).float() / 127.5 - 1
+    return torch.cat([video, video.flip(2)]), torch.cat([label, 1 - label]).to(device)
+
+
+def train(model, task="plain", steps=None, device="cpu", on_progress=None, seed=0):
+    """Train the model in place; an interruption (Ctrl-C, the notebook's stop) keeps what is done.
+
+    steps       of training; left out, those of the task
+    on_progress called with (step, loss, accuracy) every EVERY steps
+
+    Returns dict(task, steps, curve, seconds, interrupted); the curve is a list of [step, loss,
+    accuracy], means over the EVERY steps before, on clips that the model has not seen until then;
+    the seconds are the processor's on a CPU, the clock's elsewhere.
     """
-    steps, half = STEPS[task], BATCH // 2
-    video, label, _ = moving_objects(steps * half, seed=1000 + seed, camera=task == "moving camera")
-    video, label = video.unflatten(0, (steps, half)), label.unflatten(0, (steps, half))
-    return torch.cat([video, video.flip(3)], dim=1), torch.cat([label, 1 - label], dim=1)
-
-
-@lru_cache(maxsize=2)
-def controls(task):
-    """The test clips of a task, both labels alike often, and the same clips with their order changed."""
-    camera = task == "moving camera"
-    video, label, _ = moving_objects(TEST, 10**6, camera=camera, labels=torch.arange(TEST) % 2)
-    order = torch.rand(TEST, FRAMES, generator=torch.Generator().manual_seed(0)).argsort(dim=1)
-    shuffled = video.gather(2, order[:, None, :, None, None].expand_as(video))
-    still = video[:, :, 1:2].expand_as(video)
-    return {"test": video, "shuffled": shuffled, "reversed": video.flip(2), "one frame": still}, label
-
-
-@torch.no_grad()
-def accuracy(model, video, label):
-    model.eval()
-    return (model(video).argmax(dim=1) == label).float().mean().item()
-
-
-def train(name, seed):
-    """One model, first on the plain task, then on the one with a moving camera: AdamW, warm-up, cosine."""
-    torch.set_num_threads(1)  # the models are so small that threads would wait for each other
-    model, result = build(name, seed), dict(name=name, seed=seed, seconds=0.0)
-    for task, steps in STEPS.items():
-        (videos, labels), (tests, label) = diet(seed, task), controls(task)
-        settings = dict(betas=(0.9, 0.95), weight_decay=0.05, fused=True)
-        optimizer = torch.optim.AdamW(model.parameters(), RATE, **settings)
-        curve = []
-        for step in range(steps):
-            start = time.perf_counter()
+    total, curve, recent, step = steps or TASKS[task].steps, [], [], 0
+    clock = time.process_time if device == "cpu" else time.perf_counter  # whatever else is running
+    start = clock()
+    model.to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), RATE, betas=(0.9, 0.95), weight_decay=0.05)
+    interrupted = False
+    try:
+        for step in range(1, total + 1):
             for group in optimizer.param_groups:
-                group["lr"] = RATE * min((step + 1) / WARM_UP, (1 + math.cos(math.pi * step / steps)) / 2)
-            model.train()
-            loss = F.cross_entropy(model(videos[step]), labels[step])
+                rest = (1 + math.cos(math.pi * (step - 1) / total)) / 2
+                group["lr"] = RATE * min(step / WARM_UP, rest)
+            video, label = batch_of(task, seed, total, step - 1, device)
+            logits = model(video)
+            loss = F.cross_entropy(logits, label)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            result["seconds"] += time.perf_counter() - start
-            if (step + 1) % EVERY == 0:
-                curve.append(accuracy(model, tests["test"][:256], label[:256]))
-        found = {control: accuracy(model, video, label) for control, video in tests.items()}
-        result[task] = dict(found, curve=curve)
-    result["weights"] = {key: value.numpy() for key, value in model.state_dict().items()}
-    return result
+            recent.append(torch.stack([loss.detach(), (logits.argmax(1) == label).float().mean()]))
+            if step % EVERY == 0 or step == total:
+                means = torch.stack(recent).mean(0).tolist()
+                curve.append([step, *(round(x, 4) for x in means)])
+                recent = []
+                if on_progress is not None:
+                    on_progress(*curve[-1])
+    except KeyboardInterrupt:
+        interrupted = True
+    model.eval()
+    seconds = round(clock() - start, 2)
+    return dict(task=task, steps=step, curve=curve, seconds=seconds, interrupted=interrupted)
 
 
-def train_all(jobs, workers):
-    """(name, seed) pairs, trained in `workers` processes -> their results, as they come."""
+@lru_cache(maxsize=4)
+def test_clips(task, seed, background=True):
+    """TEST clips of a task, as many of either label, for each seed others -> Clips."""
+    labels, options = torch.arange(TEST) % 2, TASKS[task].options | dict(background=background)
+    return moving_objects(TEST, (10**6, seed), labels=labels, **options)
+
+
+@torch.no_grad()
+def correct(model, clips, device="cpu"):
+    """(B,) bool: which clips the model gets right."""
+    model.to(device).eval()
+    chunks = zip(clips.video.split(256), clips.label.split(256))
+    return torch.cat([model(video.to(device)).argmax(1).cpu() == label for video, label in chunks])
+
+
+def test(model, task="plain", seed=0, device="cpu"):
+    """Accuracies on the test clips, as a dictionary.
+
+    accuracy; on 16 x 16 pixels also with the background made uniform (background_removed); with a
+    moving camera also of the clips whose path in the image tells the label (tells), of the others
+    (cannot_tell), and the ceiling of this test set for whatever sees that path alone.
+    """
+    clips = test_clips(task, seed)
+    hit = correct(model, clips, device).float()
+    found = dict(accuracy=hit.mean())
+    if "size" not in TASKS[task].options:
+        bare = correct(model, test_clips(task, seed, background=False), device).float()
+        found |= dict(background_removed=bare.mean())
+    if TASKS[task].options.get("camera"):
+        tells = path_tells(clips.path)
+        found |= dict(tells=hit[tells].mean(), cannot_tell=hit[~tells].mean())
+        found |= dict(ceiling=torch.tensor(image_path_ceiling(clips.path)))
+    return {key: round(value.item(), 4) for key, value in found.items()}
+
+
+def run(job, device="cpu"):
+    """Train and test one job -> a list of entries, one for each of its tasks."""
+    torch.set_num_threads(1)  # the models are so small that threads would wait for each other
+    arguments = SECTIONS[job.section].models[job.name]
+    model = build(task=job.tasks[0], seed=job.seed, push=job.section != "no push", **arguments)
+    entries = []
+    for number, task in enumerate(job.tasks):
+        if number > 0:
+            model.load_state_dict(first)
+        trained = train(model, task, device=device, seed=job.seed)
+        first = deepcopy(model.state_dict()) if number == 0 else first
+        if trained.pop("interrupted"):
+            raise KeyboardInterrupt
+        who = dict(section=job.section, name=job.name, task=task, seed=job.seed)
+        entries.append(who | test(model, task, job.seed, device) | trained)
+    return entries
+
+
+# ==== THE RESULTS FILE ===========================================================================
+
+
+def load_results(path=RESULTS):
+    """{"runs": [...], "entries": [...]}: how, where and when each call ran; what was measured."""
+    return json.loads(Path(path).read_text()) if Path(path).exists() else dict(runs=[], entries=[])
+
+
+def save_results(results, path=RESULTS):
+    """Written beside the file and then put in its place, so that no stop leaves half a file."""
+    parts = [f'"{key}": [\n' + ",\n".join(map(json.dumps, results[key])) + "\n]" for key in results]
+    draft = Path(f"{path}.{os.getpid()}")
+    draft.write_text("{" + ",\n".join(parts) + "}\n")
+    draft.replace(path)
+
+
+def missing(results, jobs):
+    """The jobs that are not finished in these results."""
+    done = {(e["section"], e["name"], e["task"], e["seed"]) for e in results["entries"]}
+    keys = {job: [(job.section, job.name, task, job.seed) for task in job.tasks] for job in jobs}
+    return [job for job in jobs if not done.issuperset(keys[job])]
+
+
+def this_run(device):
+    """What a reader has to know about a run to repeat it."""
+    name = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
+    versions = dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__)
+    command = " ".join(["python -m tiny_data.study", *sys.argv[1:]])
+    where = dict(device=f"{device} ({name})", date=str(date.today()), command=command, file=FILE)
+    return versions | where
+
+
+def finished(jobs, device, workers):
+    """Run the jobs, in this process or in several -> their entries, as they come."""
+    if workers == 1:
+        yield from (run(job, device) for job in jobs)
+        return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(train, *job) for job in jobs]):
-            yield future.result()
+        futures = [pool.submit(run, job, device) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def study(jobs, device="cpu", workers=1, path=RESULTS, report=print):
+    """Run what the results file lacks of these jobs; every finished job is written at once."""
+    results = load_results(path)
+    jobs = missing(results, jobs)
+    number = len(results["runs"])
+    for count, entries in enumerate(finished(jobs, device, workers), start=1):
+        if number == len(results["runs"]):
+            results["runs"].append(this_run(device))
+        results["entries"] += [entry | dict(run=number) for entry in entries]
+        save_results(results, path)
+        for e in entries:
+            who = f"{e['section']}, {e['name']}, {e['task']}, seed {e['seed']}"
+            report(f"{count}/{len(jobs)} {who}: {e['accuracy']:.3f} in {e['seconds']:.0f} s")
+    return results
+
+
+def plan(jobs, results):
+    """Lines that say, section by section, what is done and what is missing."""
+    todo = set(missing(results, jobs))
+    for section in SECTIONS:
+        mine = [job for job in jobs if job.section == section]
+        steps = sum(TASKS[task].steps for job in mine if job in todo for task in job.tasks)
+        done = sum(job not in todo for job in mine)
+        yield f"{section:10} {done:4} of {len(mine):4} models, {steps:7,} steps to go"
+
+
+# ==== WHAT THE NUMBERS CARRY =====================================================================
+MARGIN = 0.01  # a lead of less than one point is not called one, whatever its p
+
+
+def scores(results, task, key="accuracy", section="main"):
+    """{name: {seed: value}} of what is in the results."""
+    found = {}
+    for e in results["entries"]:
+        if (e["section"], e["task"]) == (section, task) and key in e:
+            found.setdefault(e["name"], {})[e["seed"]] = e[key]
+    return found
+
+
+def tail(t, df):
+    """The chance that Student's t with df degrees of freedom is further from 0 than t."""
+    density = lambda angle: np.cos(angle) ** (df - 1)  # of arctan(t / sqrt(df)), not normalised
+    middles = (np.arange(20_000) + 0.5) / 20_000
+    start = math.atan(abs(t) / math.sqrt(df))
+    rest = (math.pi / 2 - start) * density(start + (math.pi / 2 - start) * middles).mean()
+    return rest / (math.pi / 2 * density(math.pi / 2 * middles).mean())
+
+
+def quantile(df, level=0.95):
+    """The t that tail() puts at 1 - level."""
+    low, high = 0.0, 1e4
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if tail(middle, df) > 1 - level else (low, middle)
+    return low
+
+
+def mean_and_interval(values):
+    """Of a value for each seed: the mean, half the width of its 95% interval, and the values."""
+    values = list(values.values() if isinstance(values, dict) else values)
+    n = len(values)
+    half = quantile(n - 1) * np.std(values, ddof=1) / math.sqrt(n) if n > 1 else math.inf
+    return float(np.mean(values)), float(half), values
+
+
+def paired(a, b):
+    """{seed: value} of two models -> (mean difference, two-sided p, seeds that both have).
+
+    A paired t-test: models of a seed share their training and test clips. The spread is taken to be
+    at least one clip, for where all seeds agree to the last.
+    """
+    seeds = sorted(a.keys() & b.keys())
+    difference = np.array([a[seed] - b[seed] for seed in seeds])
+    if len(seeds) < 2:
+        return float(difference.mean()) if seeds else math.nan, 1.0, len(seeds)
+    error = max(difference.std(ddof=1), 1 / TEST) / math.sqrt(len(seeds))
+    p = tail(difference.mean() / error, len(seeds) - 1)
+    return float(difference.mean()), float(p), len(seeds)
+
+
+def holm(ps):
+    """p-values of several comparisons, corrected for their number (Holm)."""
+    order, corrected, largest = np.argsort(ps), [0.0] * len(ps), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(ps) - rank) * ps[i]))
+        corrected[i] = largest
+    return corrected
+
+
+def compare(found, pairs, level=0.05):
+    """What {name: {seed: value}} says about each pair (a, b), corrected for the number of pairs.
+
+    A list of dictionaries: a, b, difference, p, seeds, verdict ("ahead", "behind" or "undecided",
+    of a) and sentence.
+    """
+    tests = [paired(found.get(a, {}), found.get(b, {})) for a, b in pairs]
+    told = []
+    for (a, b), (difference, _, seeds), p in zip(pairs, tests, holm([p for _, p, _ in tests])):
+        decided = p < level and abs(difference) >= MARGIN
+        verdict = ("ahead" if difference > 0 else "behind") if decided else "undecided"
+        numbers = f"{difference:+.3f}, p = {p:.2g}, {seeds} seeds"
+        said = f"{a} is {verdict} of {b}" if verdict == "ahead" else f"{a} is {verdict} {b}"
+        said = f"undecided between {a} and {b}" if verdict == "undecided" else said
+        row = dict(a=a, b=b, difference=difference, p=p, seeds=seeds, verdict=verdict)
+        told.append(row | dict(sentence=f"{said} ({numbers})"))
+    return told
+
+
+def winner_sentence(found, what=""):
+    """Who leads in {name: {seed: value}}, or that it is undecided, said from the numbers.
+
+    The model with the highest mean is compared with every other, corrected for their number.
+    """
+    means = {name: mean_and_interval(values) for name, values in found.items()}
+    best = max(means, key=lambda name: means[name][0])
+    rest = sorted(set(found) - {best}, key=lambda name: -means[name][0])
+    verdicts = {row["b"]: row["verdict"] for row in compare(found, [(best, name) for name in rest])}
+    near = [name for name in rest if verdicts[name] != "ahead"]
+    mean, half, values = means[best]
+    spread = f" +- {half:.3f}" if math.isfinite(half) else ""
+    number = f"{best} has the highest mean, {mean:.3f}{spread} ({len(values)} seeds)"
+    start = f"{what}: " if what else ""
+    if not near:
+        return f"{start}{number}, and is ahead of all {len(rest)} others."
+    if len(values) < 2:
+        return f"{start}undecided. {number}; it takes two seeds to compare."
+    ahead = len(rest) - len(near)
+    beaten = f"it is ahead of {ahead} of {len(rest)} others, and " if ahead else ""
+    return f"{start}undecided. {number}; {beaten}not decided against {', '.join(near)}."
+
+
+def coverage(results):
+    """{section: (fewest, most) seeds that its models and tasks have}, of what is in the results."""
+    seeds = {}
+    for e in results["entries"]:
+        place = seeds.setdefault(e["section"], {})
+        place[e["name"], e["task"]] = place.get((e["name"], e["task"]), 0) + 1
+    return {key: (min(found.values()), max(found.values())) for key, found in seeds.items()}
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(prog="python -m tiny_data.study")
+    sections = dict(nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
+    parser.add_argument("--only", help=f"of {', '.join(SECTIONS)}", **sections)
+    parser.add_argument("--names", nargs="+", help="only these models")
+    parser.add_argument("--seeds", type=int, default=99, help="only so many seeds")
+    parser.add_argument("--device", choices=("cpu", "cuda", "mps"), default="cpu")
+    parser.add_argument("--workers", type=int, default=1, help="processes side by side")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the file to go on with")
+    parser.add_argument("--plan", action="store_true", help="say what is missing and stop")
+    given = parser.parse_args(arguments)
+    jobs = [job for job in all_jobs() if job.section in given.only and job.seed < given.seeds]
+    jobs = [job for job in jobs if not given.names or job.name in given.names]
+    if given.plan:
+        print("\n".join(plan(jobs, load_results(given.results))))
+        return
+    try:
+        study(jobs, given.device, given.workers, given.results, partial(print, flush=True))
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here")
+
+
+if __name__ == "__main__":
+    main()
