@@ -801,12 +801,11 @@ def orthogonal_prototypes(q, k, count, oversample=3, criterion="cosine"):
 
     Differs     The paper draws these candidates at random, its code takes all queries and no keys.
     """
-    tokens = torch.cat([q, k], dim=2)  # (B, h, 2*N, d)
-    n = min(oversample * count, tokens.shape[2])
-    spaced = torch.linspace(0, tokens.shape[2] - 1, n, device=q.device).round().long()  # (n,)
-    picked = most_orthogonal_subset(tokens[:, :, spaced], count, criterion=criterion)
-    picked = spaced[picked].unsqueeze(3).expand(-1, -1, -1, q.shape[3])  # (B, h, count, d)
-    return tokens.gather(2, picked)
+    n = min(oversample * count, q.shape[2] + k.shape[2])
+    spaced = torch.linspace(0, q.shape[2] + k.shape[2] - 1, n, device=q.device).round().long()
+    candidates = torch.cat([q, k], dim=2).index_select(2, spaced)
+    picked = most_orthogonal_subset(candidates, count, criterion=criterion)  # (B, h, count)
+    return candidates.gather(2, picked.unsqueeze(3).expand(-1, -1, -1, q.shape[3]))
 
 def random_prototypes(q, k, count, generator=None):
     """Queries and keys drawn at random, different in every clip and head. Without a generator the
@@ -1023,9 +1022,10 @@ def shift_from_neighbours(x, grid, steps, share):
     parts = []
     for i, step in enumerate(steps):
         own = clip[..., i * share : (i + 1) * share]  # (B, T, H, W, share)
-        moved, inside = own, torch.ones_like(own)  # inside: where the neighbour exists
+        moved, inside = own, torch.ones_like(own[..., :1])  # inside: where the neighbour exists
         for axis, offset in enumerate(step, start=1):
-            moved, inside = shift(moved, offset, axis), shift(inside, offset, axis)
+            if offset != 0:
+                moved, inside = shift(moved, offset, axis), shift(inside, offset, axis)
         diagonal = step.count(0) < 2  # two axes move
         parts.append(torch.where(inside > 0, moved, own) if diagonal else moved)
     clip = torch.cat([*parts, clip[..., len(steps) * share :]], dim=4)
@@ -1116,11 +1116,11 @@ def performer_attention(q, k, v, grid, projection):
     Copy with   in_float32, attend_linearly, orthogonal_projection, favor_features
     """
     out = []
-    for q_h, k_h, v_h in zip(q.unbind(1), k.unbind(1), v.unbind(1)):  # head by head saves memory
-        q_h = favor_features(q_h, projection, over=(-1,))  # (B, N, M)
-        k_h = favor_features(k_h, projection, over=(-2, -1))  # (B, N, M)
-        out.append(attend_linearly(q_h, k_h, v_h, eps=0.0))
-    return torch.stack(out, dim=1)
+    for q, k, v in zip(*(x.chunk(3, dim=1) for x in (q, k, v))):  # some heads at a time save memory
+        q = favor_features(q, projection, over=(-1,))
+        k = favor_features(k, projection, over=(-2, -1))
+        out.append(attend_linearly(q, k, v, eps=0.0))
+    return torch.cat(out, dim=1)
 
 class PerformerAttention(Attention):
     def __init__(self, dim, heads, features=256, **shared):

@@ -4,8 +4,8 @@
 
 A case is a file of arrays: "config" (JSON), "state/..." (weights under the official keys), the
 input, and "expected..." (outputs, of the whole and block by block). Sizes, positions, depths and
-options are read from the config, so that cases of other sizes are compared too. A case of an unknown
-kind is an error.
+options are read from the config, so that cases of other sizes are compared too; a case of an
+unknown kind is an error.
 """
 
 import json

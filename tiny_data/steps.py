@@ -128,15 +128,19 @@ def verdict(results, section, tasks, compared, key="accuracy"):
     text = key.replace("_", " ") + f", task {tasks[0]!r}" * (len(tasks) == 1)
     text += f", against {figures.look(compared[0][1])[0]}" * one_base
     if not known:
-        return f"{text}: not recorded yet"
-    text += f": mean difference (95% interval) over {span(shared.values())} seeds,\n"
-    text += f"corrected for {len(enough)} comparisons; less than {study.MARGIN} is no lead, "
+        return f"{text}: not recorded yet, see python -m tiny_data.study --plan"
+    text += f": mean difference (95% interval) over {span(shared.values())},\n"
+    if enough:
+        text += f"corrected for {len(enough)} comparisons; less than {study.MARGIN} is no lead, "
     text += f"fewer than {SEEDS} seeds decide nothing"
+    groups = groups if enough else dict(undecided=groups["undecided"])
     return "\n".join([text, *(listed(word, group) for word, group in groups.items())])
 
 
 def span(counts):
-    return " to ".join(map(str, sorted({min(counts), max(counts)})))
+    """How many seeds, in words: "1 seed", "2 to 3 seeds"."""
+    least, most = min(counts), max(counts)
+    return f"{least} to {most} seeds" if least < most else f"{most} seed" + "s" * (most != 1)
 
 
 def listed(word, group, width=84):
@@ -172,7 +176,11 @@ def score_table(results, section, columns, names=None, caption=""):
     names = list(names or dict.fromkeys(name for column in found.values() for name in column))
     known = [name for name in names if any(name in column for column in found.values())]
     rows = [[figures.look(n)[0], *(shown(f.get(n)) for f in found.values())] for n in known]
-    rows = rows or [["not recorded yet", *("-" for _ in columns)]]
+    lacking = [figures.look(name)[0] for name in names if name not in known]
+    lacking += ["what is marked -"] * any("-" in row for row in rows) + ["all"] * (not rows)
+    if lacking:
+        said = f"not recorded yet: {', '.join(lacking)}; see python -m tiny_data.study --plan"
+        caption += f" ({said})"
     return figures.table(["", *columns], rows, caption)
 
 

@@ -1,5 +1,5 @@
-"""The course kit: what is handed out, what is graded, and what is said. Samples; `python -m
-tiny_data.course selftest` grades all known submissions."""
+"""The course kit: what is handed out, how it is graded and what is said. These are samples;
+`python -m tiny_data.course selftest` grades every known submission."""
 
 import csv
 import json
@@ -74,21 +74,18 @@ class TestHandout:
             line for _, line in handout.answer_lines() if line in text and line not in shared] == []
         assert not re.search(r"MUTATIONS|oracle", text)
 
-    def test_check_file_skips_what_is_not_written_and_accepts_right_answers(self, folder, tmp_path):
-        run = lambda **more: (
-            subprocess.run(
-                [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "check.py"],
-                cwd=folder,
-                env=os.environ | more,
-                capture_output=True,
-                text=True).stdout)
-        assert re.search(r"\d+ skipped in", run()) and "passed" not in run()
-        path = tmp_path / "right.py"
-        path.write_text(right())
-        assert re.search(r"^\d+ passed in", run(VIDEO_ATTENTION=str(path)).splitlines()[-1])
-        path.write_text(right(selftest.edited("attend", " / math.sqrt(q.shape[-1])", "")))
-        assert "This is the answer when the scale 1/sqrt(d) is missing" in run(
-            VIDEO_ATTENTION=str(path))
+    def test_check_file_skips_what_is_not_written_and_says_what_is_wrong(self, folder, tmp_path):
+        path = tmp_path / "wrong.py"
+        wrong = selftest.edited("attend", " / math.sqrt(q.shape[-1])", "")
+        path.write_text((folder / "student.py").read_text() + wrong)
+        run = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "check.py"],
+            cwd=folder,
+            env=os.environ | dict(VIDEO_ATTENTION=str(path)),
+            capture_output=True,
+            text=True).stdout
+        assert "This is the answer when the scale 1/sqrt(d) is missing" in run
+        assert re.search(r"\d+ failed, \d+ passed, \d+ skipped in", run)
 
     def test_sheet_has_room_for_answers(self, folder):
         text = (folder / "assignment.md").read_text()
@@ -99,61 +96,65 @@ class TestHandout:
         )
 
 class TestGrading:
-    def test_right_answers_get_everything(self, tmp_path):
-        result = grade(tmp_path, right())
-        assert result.percent == 100, reports.report(result)
-
-    def test_a_wrong_answer_costs_its_question_and_no_other(self, tmp_path):
+    def test_gates_parts_and_right_answers(self, tmp_path):
+        """One file: question 1 wrong, an option of question 2 ignored, one definition of question
+        3 no Python, question 4 right, question 5 not written."""
         wrong = selftest.edited("attend", " / math.sqrt(q.shape[-1])", "")
-        result = grade(tmp_path, right(wrong), "1-3")
+        option = selftest.edited("time_attention", "(attention or attend)", "attend")
+        broken = (
+            "\ndef local_attention(q, k, v, grid):\n    return (q\n\n\ndef unrelated():\n   "
+            " return 1\n")
+        blank = handout.student_file(sheet.chosen(["5"]))
+        result = grade(
+            tmp_path,
+            blank
+            + "".join(
+                zoo.ANSWERS[name]
+                for name in ("space_attention", "global_attention", "window_attention"))
+            + wrong
+            + option
+            + broken,
+            "1-5")
         points = [result.points(marks, question)[0] for question, marks in result.questions]
-        assert points[0] <= grading.GATE * 7 and points[1:] == [7, 7]
+        assert points[0] <= grading.GATE * 7  # whatever else passes
+        assert points[1] == pytest.approx(7 - 4 * 0.15)
+        assert [
+            part for part, passed in marks_of(result, "time_attention").passed.items() if not passed
+        ] == ["attention"]
+        assert (
+            points[2] == 7 and points[3] == 7 and points[4] == 0
+        )  # the file's own local_attention was before
         text = reports.report(result)
         assert text.index("This is the answer when the scale 1/sqrt(d)") < text.index(
             "numbers differ")
+        assert "local_attention" in " ".join(result.notes) and text.count("Not written yet") == 3
 
-    def test_parts_cost_what_the_sheet_says(self, tmp_path):
-        wrong = selftest.edited("time_attention", "(attention or attend)", "attend")
-        result = grade(tmp_path, right(wrong), "2")
-        marks = marks_of(result, "time_attention")
-        assert [part for part, passed in marks.passed.items() if not passed] == ["attention"]
-        assert result.total == pytest.approx(7 - 4 * 0.15)
-
-    def test_what_is_not_written_is_nothing(self, tmp_path):
-        result = grade(tmp_path, handout.student_file(sheet.chosen(["2"])), "2")
-        assert result.total == 0 and reports.report(result).count("Not written yet") == 2
-
-    @pytest.mark.parametrize(
-        "label",
-        [
-            "pytest.skip in every function",
-            "os._exit(0) in every function",
-            "the module that a test file holds",
-            "the grader's folder by /proc",
-            "a tensor that equals everything"])
-    def test_cheats_get_nothing(self, tmp_path, label):
-        text = dict(zoo.CHEATS)[label]
-        result = grade(
-            tmp_path,
-            handout.student_file(sheet.chosen(["3"])) + f"\nASKED = ['local_attention', "
-            f"'global_attention']\n{text}",
-            "3")
-        assert result.total <= grading.GATE * result.out_of
-
-    def test_a_file_with_an_error_loses_that_definition_only(self, tmp_path):
-        broken = "\ndef local_attention(q, k, v, grid):\n    return (q\n\n\ndef unrelated():\n    return 1\n"
-        result = grade(tmp_path, right() + broken, "3", "4")
-        assert "local_attention" in " ".join(result.notes)
-        assert result.points(*reversed(result.questions[1]))[0] == 7
-
-    def test_endless_loops_end(self, tmp_path, monkeypatch):
-        endless = "\ndef attend(q, k, v, return_weights=False):\n    while True:\n        pass\n"
-        grader = grading.Grader(sheet.chosen(["1"]), seed=1)
-        for check in grader.checks["attend"]:
+    def test_cheats_get_nothing_and_endless_loops_end(self, tmp_path):
+        """A process that ends, a loop without an end, and the file of the teacher."""
+        text = (
+            handout.student_file(sheet.chosen(["2"]))
+            + """
+import os
+def space_attention(q, k, v, grid, attention=None):
+    os._exit(0)
+def time_attention(q, k, v, grid, attention=None):
+    while True:
+        pass
+exec(open(f"/proc/{os.getppid()}/cwd/video_attention.py").read())
+"""
+        )
+        grader = grading.Grader(sheet.chosen(["2"]), seed=1)
+        for check in grader.checks["time_attention"]:
             check.seconds = 0.5
-        (tmp_path / "student.py").write_text(right() + endless)
-        result = grader.grade(tmp_path / "student.py")
-        assert result.total == 0 and "no answer in time" in reports.report(result)
+        (tmp_path / "student.py").write_text(text)
+        grader_patience, grading.PATIENCE = grading.PATIENCE, 1
+        try:
+            result = grader.grade(tmp_path / "student.py")
+        finally:
+            grading.PATIENCE = grader_patience
+        assert result.total == 0 and any("video_attention.py" in x for x in result.look)
+        text = reports.report(result)
+        assert "no answer in time" in text and "ended by itself (exit code 0)" in text
 
     def test_wrong_answers_are_all_editable(self):
         """Every known wrong answer is an edit of the right one as it is now."""

@@ -166,12 +166,12 @@ class TestMovingObjects:
         assert not any(torch.equal(first, other) for other in others)
 
 # ==== THE STUDY ===================================================================================
-TINY = study.Task({}, 6)
+TINY = study.Task({}, 3)
 
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
     """A study of three small jobs, and where its results go."""
-    tasks = {"tiny": TINY, "tiny camera": study.Task(dict(camera=True), 6)}
+    tasks = {"tiny": TINY, "tiny camera": study.Task(dict(camera=True), 3)}
     monkeypatch.setattr(study, "TASKS", study.TASKS | tasks)
     models = {name: study.SCHEMES[name] for name in ("space", "joint", "mixing")}
     sections = {"small": study.Section(models, [["tiny", "tiny camera"]], (0,))}
@@ -227,7 +227,7 @@ class TestStudy:
         assert mixed == pytest.approx(second["accuracy"], abs=2e-3)
 
     def test_later_tasks_go_on_from_the_first(self, tiny, monkeypatch):
-        monkeypatch.setitem(study.TASKS, "fast", study.Task(study.FAST | dict(size=16, speed=5), 6))
+        monkeypatch.setitem(study.TASKS, "fast", study.Task(study.FAST | dict(size=16, speed=5), 3))
         both = study.run(study.Job("small", "mixing", ("tiny", "fast", "tiny camera"), 0))
         one = study.run(study.Job("small", "mixing", ("tiny", "tiny camera"), 0))
         assert both[2]["curve"] == one[1]["curve"] and both[2]["accuracy"] == one[1]["accuracy"]
@@ -237,11 +237,11 @@ class TestStudy:
         start = copy.deepcopy(model.state_dict())
 
         def stop(step, loss, accuracy):
-            if step == 50:
+            if step == 25:
                 raise KeyboardInterrupt
 
         result = study.train(model, steps=100, on_progress=stop)
-        assert result["interrupted"] and result["steps"] == 50 and len(result["curve"]) == 2
+        assert result["interrupted"] and result["steps"] == 25 and len(result["curve"]) == 1
         now = model.state_dict()
         assert not model.training and any((now[key] != start[key]).any() for key in start)
 
@@ -296,7 +296,7 @@ class TestStudy:
 
     def test_plan(self, tiny):
         (line,) = study.plan(study.all_jobs(), study.load_results(tiny))
-        assert "0 of    3 models" in line and "36 steps" in line
+        assert "0 of    3 models" in line and "18 steps" in line
 
 class TestStatistics:
     def test_student(self):
@@ -428,6 +428,20 @@ class TestFigures:
         assert np.array_equal(film, figures.pixels(video))
         assert "<img" in picture.markup
         assert "{{" not in picture.markup and "http" not in picture.markup
+
+    def test_what_a_notebook_gets(self):
+        video = moving_objects(1, seed=0).video[0]
+        kinds = {
+            "image/png": figures.player([video], ["one"]),
+            "text/html": figures.table(["a"], [[1]]),
+            "both": figures.explorer(video, {"joint": np.full((64, 64), 1 / 64)})}
+        for kind, picture in kinds.items():
+            data, about = picture._repr_mimebundle_()
+            wanted = {"image/png", "text/html"} if kind == "both" else {kind}
+            assert set(data) == wanted | {"text/plain"} and data["text/plain"] == picture.text
+            if "image/png" in data:
+                assert about["image/png"] == {"width": picture.width, "alt": picture.text}
+                assert figures.base64.b64decode(data["image/png"]).startswith(b"\x89PNG")
 
     def test_pictures_have_texts_and_fit(self):
         line = {speed: (0.7, 0.05, [0.65, 0.75]) for speed in (1, 8)}

@@ -1,5 +1,6 @@
 """Looking inside (tiny_data/inside.py), the benchmark, and forms that must agree."""
 
+import importlib
 import json
 import math
 import os
@@ -43,9 +44,9 @@ DEFAULTS = dict(
     iterations=6)
 
 class Paid:
-    """What every token pays to every other in one attention step, from q, k, v (B, h, N, d) by definition.
+    """What every token pays to every other in one attention step, from q, k, v (B, h, N, d).
 
-    `keys` are rows of numbers over the tokens, a matrix (J, N), or (d, J, N) where channels differ: row j
+    `keys` are rows of numbers over the tokens, (J, N), or (d, J, N) where channels differ: row j
     says how key j, and value j, is put together from the tokens.
     """
 
@@ -479,6 +480,19 @@ class TestInside:
             out = va.linear_attention(q, k, v, GRID, gates=lambda *features: (g_q, g_k))
             same(out, module.mechanism(q, k, v, GRID), 1e-12)
 
+    @pytest.mark.parametrize("axis", ("space", "time"))
+    def test_gates_of_neighbours(self, axis):
+        """Gates see the keys that neighbours have changed; they are put back from groups to tokens.
+        """
+        module = random_step(
+            partial(va.LinearAttention, axis=axis, fixation="qkv", neighbours=True))
+        x = torch.randn(B, math.prod(GRID), D, dtype=torch.double)
+        q, k, v = module.project(x)
+        k, v = module.neighbourhood(k, GRID), module.neighbourhood(v, GRID)
+        read = torch.cat([va.relu_features(q), va.relu_features(k), v], dim=-1)
+        for gate in inside.gates_of(module, x, GRID):
+            same(gate, torch.sigmoid(module.gate_q(read)))
+
     def test_refusals(self):
         x = torch.randn(B, 1 + math.prod(GRID), D, dtype=torch.double)
         joint, trajectory = random_step(va.JointAttention), random_step(va.TrajectoryAttention)
@@ -500,8 +514,8 @@ def small_model(name, class_token, **options):
     model = va.VideoTransformer(
         name,
         num_classes=3,
-        num_frames=GRID[0],
-        image_size=(10, 14),
+        num_frames=3,
+        image_size=(4, 10),
         patch_size=2,
         dim=D,
         depth=2,
@@ -528,7 +542,7 @@ def blocks_by_hand(model, video):
     return found
 
 class TestInsideModels:
-    VIDEO = (B, 3, GRID[0], 10, 14)
+    GRID, VIDEO = (3, 2, 5), (B, 3, 3, 4, 10)  # and its pixels
 
     @pytest.mark.parametrize("name", va.ATTENTION)
     def test_layers_and_rollout(self, name):
@@ -536,19 +550,19 @@ class TestInsideModels:
         for kind in kinds:
             model, video = small_model(name, kind), torch.randn(self.VIDEO, dtype=torch.double)
             steps = blocks_by_hand(model, video)
-            weights = [explicit(step, x, GRID) for step, x in steps]
-            n, C, i = len(steps) // 2, CLASS_TOKENS[kind], CLASS_TOKENS[kind] + (1 * 5 + 2) * 7 + 3
-            maps = inside.layer_map(model, video, -1, (1, 2, 3))
+            weights = [explicit(step, x, self.GRID) for step, x in steps]
+            n, C, i = len(steps) // 2, CLASS_TOKENS[kind], CLASS_TOKENS[kind] + (1 * 2 + 1) * 5 + 3
+            maps = inside.layer_map(model, video, -1, (1, 1, 3))
             assert len(maps) == n
             for found, expected in zip(maps, weights[n:]):
                 same(found, expected[:, :, i], 1e-9)
-            for found, expected in zip(inside.layer_map(model, video, 0, (1, 2, 3)), weights):
+            for found, expected in zip(inside.layer_map(model, video, 0, (1, 1, 3)), weights):
                 same(found, expected[:, :, i], 1e-9)
-            rolled = torch.eye(C + math.prod(GRID), dtype=torch.double)
+            rolled = torch.eye(C + math.prod(self.GRID), dtype=torch.double)
             for paid in weights:
-                A = paid.mean(dim=1) + torch.eye(C + math.prod(GRID), dtype=torch.double)
+                A = paid.mean(dim=1) + torch.eye(C + math.prod(self.GRID), dtype=torch.double)
                 rolled = A / A.sum(dim=-1, keepdim=True) @ rolled
-            same(inside.rollout(model, video, (1, 2, 3)), rolled[:, i], 1e-9)
+            same(inside.rollout(model, video, (1, 1, 3)), rolled[:, i], 1e-9)
             pooled = slice(0, C) if C > 0 else slice(0, None)
             whole = inside.rollout(model, video)
             same(whole, rolled[:, pooled].mean(dim=1), 1e-9)
@@ -556,7 +570,7 @@ class TestInsideModels:
 
     def test_rollout_starts_where_the_head_pools(self):
         video = torch.randn(self.VIDEO, dtype=torch.double)
-        S = math.prod(GRID[1:])
+        S = math.prod(self.GRID[1:])
         for head, kind, first, last in (
             ("mean", "clip", 1, 1 + 3 * S),
             ("temporal", "clip", 1, 1 + 3 * S),
@@ -564,7 +578,8 @@ class TestInsideModels:
             ("class", "frame", 0, 3)):
             model = small_model("joint", kind, head=head)
             rows = [inside.rollout(model, video, i) for i in range(CLASS_TOKENS[kind])]
-            rows += [inside.rollout(model, video, where) for where in product(*map(range, GRID))]
+            rows += [
+                inside.rollout(model, video, where) for where in product(*map(range, self.GRID))]
             same(inside.rollout(model, video), torch.stack(rows[first:last]).mean(dim=0), 1e-10)
 
     def test_model_must_be_in_eval(self):
@@ -578,3 +593,122 @@ class TestInsideModels:
         model = small_model("joint", "clip")
         inside.layer_map(model, torch.randn(self.VIDEO, dtype=torch.double), 0, 0)
         assert torch.is_grad_enabled() and all(p.grad is None for p in model.parameters())
+
+# ==== THE BENCHMARK ===============================================================================
+
+class TestBenchmark:
+    """What python -m tiny_data.benchmark prints; how fast it is, only the machine can tell."""
+
+    SIZE = "--grid 2 3 4 --dim 24 --heads 2 --repeats 1".split()
+
+    @pytest.fixture(autouse=True)
+    def module(self, seeded):
+        self.benchmark = importlib.import_module("tiny_data.benchmark")
+
+    def test_the_plain_trajectory_is_trajectory_attention(self):
+        """What is timed against must compute the same, values and gradients."""
+        plain = self.benchmark.PlainTrajectoryAttention(D, HEADS).double()
+        folded = va.TrajectoryAttention(D, HEADS).double()
+        plain.load_state_dict(folded.state_dict())
+        x = torch.randn(B, math.prod(GRID), D, dtype=torch.double, requires_grad=True)
+        outs = [module(x, GRID) for module in (plain, folded)]
+        same(*outs)
+        same(*(torch.autograd.grad(out.square().sum(), x)[0] for out in outs))
+
+    def test_what_is_measured(self):
+        row = self.benchmark.measure("joint", (2, 3, 4), dim=24, heads=2, repeats=1)
+        assert row["parameters"] == 4 * 24 * 25 and row["macs"] == 4 * 24 * 24**2 + 2 * 24**2 * 24
+        assert 0 < row["forward_ms"] and 0 < row["both_ms"] and 0 < row["peak_mb"] < 1
+
+    def test_peak_is_what_is_held_at_once(self):
+        def call():
+            for _ in range(3):
+                kept = torch.ones(500, 1000)  # 2 MB
+                kept[:250] + torch.ones(250, 1000)  # two of 1 MB, soon freed
+
+        assert self.benchmark.peak_megabytes(call) == 2 + 1 + 1
+        assert self.benchmark.peak_megabytes(lambda: torch.ones(500, 1000)) == 2
+
+    def test_the_fast_form_saves_memory(self):
+        """The plain form keeps keys and values of all trajectories. Random features are longer than
+        tokens; a copy of the queries' for every frame would take more than all of the plain form.
+        """
+        size = dict(grid=(8, 14, 14), dim=192, heads=3)
+        plain, folded, performer = (
+            self.benchmark.peak_megabytes(self.benchmark.passes(scheme, **size)[2])
+            for scheme in (
+                [self.benchmark.PlainTrajectoryAttention],
+                "trajectory",
+                "trajectory_performer"))
+        assert folded < 0.5 * plain and performer < 0.8 * plain
+
+    def test_exponent_is_the_slope_on_log_axes(self):
+        assert self.benchmark.exponent([1, 2, 8], [3.0, 12.0, 192.0]) == pytest.approx(2)
+
+    def test_tables(self, capsys):
+        size = [*self.SIZE, *"--growth 1 2 --schemes space lvt space+joint".split()]
+        self.benchmark.main(size)
+        lines = capsys.readouterr().out.splitlines()
+        for name in ("joint", "space", "lvt", "space+joint"):
+            assert sum(line.split()[:1] == [name] for line in lines) == 2
+        self.benchmark.main([*size, "--json"])
+        found = json.loads(capsys.readouterr().out)
+        assert found["results"].keys() == {"joint", "space", "lvt", "space+joint"}
+        assert found["grids"] == [[2, 3, 4], [2, 6, 4]]
+        macs = {name: rows[1]["macs"] for name, rows in found["results"].items()}
+        assert macs["space"] == 4 * 48 * 24**2 + 2 * 2 * 24**2 * 24
+        assert macs["space+joint"] == macs["space"] + macs["joint"]
+
+    def test_json_of_all_schemes(self, capsys):
+        """The default schemes too must end as JSON, after everything has been measured."""
+        self.benchmark.main([*self.SIZE, "--growth", "1", "--json"])
+        assert json.loads(capsys.readouterr().out)["results"].keys() == va.ATTENTION.keys()
+
+    def test_one_size_has_no_exponent(self, capsys):
+        self.benchmark.main([*self.SIZE, "--growth", "1", "--schemes", "space"])
+        assert "N^" not in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        "words, told",
+        (
+            ("--repeats 0", "1 or more"),
+            ("--repeats 1.5", "whole number"),
+            ("--dim 7", "dim=7"),
+            ("--device tpu", "cpu or cuda"),
+            ("--schemes devided", "devided"),
+            ("--growth 0", "1 or more"),
+            ("--grid 8 0 14", "1 or more"),
+            ("--train 0", "1 or more"),
+            ("--peak -3", "above 0"),
+            ("--heads 3 --schemes factorised_heads", "halves"),
+            ("--schemes space+", "unknown")))
+    def test_options_are_checked_before_anything_is_measured(self, words, told, capsys):
+        with pytest.raises(SystemExit, match="2"):
+            self.benchmark.main(words.split())
+        assert told in capsys.readouterr().err
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
+    def test_a_device_that_is_not_there(self, capsys):
+        with pytest.raises(SystemExit, match="2"):
+            self.benchmark.main(["--device", "cuda"])
+        assert "no CUDA device" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("scheme", ("joint", "joint+joint"))
+    def test_utilisation_counts_forward_three_times(self, scheme, capsys):
+        """For 2 clips of 2 x 8 patches and a class token, blocks of joint attention, by hand."""
+        depth = len(scheme.split("+"))
+        size = dict(dim=24, depth=depth, heads=2, num_classes=5, num_frames=2, image_size=(32, 64))
+        row = self.benchmark.utilisation(scheme, torch.randn(2, 3, 2, 32, 64), repeats=1, **size)
+        N = 1 + 16
+        macs = (
+            depth * (4 * N * 24**2 + 2 * N**2 * 24 + 8 * N * 24**2) + 16 * 3 * 16**2 * 24 + 24 * 5)
+        assert row["tflops"] * 1e12 * row["step_ms"] / 1e3 == pytest.approx(2 * 3 * 2 * macs)
+        self.benchmark.print_utilisation([("joint", dict(step_ms=20.0, tflops=1.5))], peak=6.0)
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[1].split() == ["joint", "20.0", "1.50", "25.0%"]
+
+    def test_targets_say_what_is_missed(self, capsys):
+        assert self.benchmark.print_targets([("one", 0.5, 0.5)])
+        assert not self.benchmark.print_targets([("one", 0.5, 0.6), ("two", 0.7, 0.6)])
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.endswith("MISSED") for line in lines] == [False, False, True]

@@ -56,12 +56,18 @@ def quick(monkeypatch):
     study.training_clips.cache_clear()
 
 @pytest.mark.parametrize("title, cells", CHAPTERS, ids=[title for title, _ in CHAPTERS])
-def test_each_chapter_runs_alone_and_its_cells_twice(title, cells, quick):
+def test_each_chapter_runs_alone_and_its_cells_twice(title, cells, quick, monkeypatch):
+    """The second time without making files of the figures, which is what takes time."""
     pytest.importorskip("IPython")
+    from tiny_data import figures
+
+    real, draft = figures.as_picture, lambda figure, text: figures.Picture("", text)
     namespace = {"display": lambda *things: None}
     with redirect_stdout(StringIO()):
         for cell in [*SETUP, *cells]:
+            monkeypatch.setattr(figures, "as_picture", real)
             run(cell, namespace)
+            monkeypatch.setattr(figures, "as_picture", draft)
             run(cell, namespace)
 
 def test_cells_are_short_and_narrow():

@@ -190,7 +190,7 @@ class Check:
         parts = [self.label] if self.label else []
         if self.grid is not None:
             parts.append(f"(T, H, W) = {self.grid}")
-        return ", ".join(parts)
+        return ", ".join(parts) or self.part
 
 
 class Lazy:

@@ -2,7 +2,6 @@
 questions.
 """
 
-import ast
 import re
 import types
 
@@ -27,7 +26,9 @@ def answer_key(wanted):
             f"# Question {question.number}. {question.title}: {question.points:g} + 3 points"
         )
         for function in question.functions:
-            code = ast.get_source_segment(source, known[function.name])
+            node = known[function.name]
+            first = min([node.lineno, *(x.lineno for x in node.decorator_list)])
+            code = "\n".join(source.split("\n")[first - 1 : node.end_lineno])
             parts.append(f"`{function.name}`, {function.points:g} points\n\n```python\n{code}\n```")
         for letter in "ab":
             parts.append(

@@ -46,6 +46,8 @@ def function_lines(marks):
             + ("" if marks.passed[part] else f": {text}")
         )
         failures = ordered(marks.failures.get(part, []))
+        if part != "values" and not marks.passed["values"]:
+            failures = [f for f in failures if f.hint]  # the rest differs as the values do
         for failure in failures[:LINES]:
             lines += ["", "  ```text", *in_lines(failure), "  ```", ""]
         if len(failures) > LINES:

@@ -167,7 +167,7 @@ def each(C, grid):
 
 
 def mechanism(name, make, oracle, kinds, sees=None, price=None, mistakes=lambda *a: [], odd=None,
-    more=(), clip=1):
+    more=()):
     """Checks of a function of (q, k, v, grid, *more): parts values, class tokens, odd grids,
     gradients, price.
     """
@@ -196,9 +196,10 @@ def mechanism(name, make, oracle, kinds, sees=None, price=None, mistakes=lambda 
         checks.append(Values(name, "odd grids", "", [q, k, v, grid, *more], grid=grid,
                              expect=partial(odd or oracle, q, k, v, grid, *more),
                              mistakes=mistakes(q, k, v, grid) + with_orders(ask, q, k, v, grid)))
-    q, k, v = make.qkv(EVEN, clip)
-    checks.append(Gradients(name, "gradients", "", [q, k, v, EVEN, *more], grid=EVEN, form=oracle,
-                            weight=make(*v.shape)))
+    for part, C in (("gradients", 0), ("class tokens", 1)):
+        q, k, v = make.qkv(EVEN, C)
+        checks.append(Gradients(name, part, kind_of(C, EVEN), [q, k, v, EVEN, *more], grid=EVEN,
+                                form=oracle, weight=make(*v.shape)))
     if price:
         for grid in ((4, 6, 8), (8, 4, 6)):
             checks.append(priced(name, make.qkv(grid, heads=2, clips=1, width=16), grid, price,
@@ -679,12 +680,12 @@ def orthoformer_attention(make):
             grid=grid,
                              expect=partial(oracles.orthoformer, q, k, v, grid, p),
                              mistakes=more + wrong(q, k, v, grid, p)))
-    q, k, v = make.qkv(EVEN, 1)
-    checks.append(Gradients("orthoformer_attention", "gradients", "",
-        [q, k, v, EVEN, make(B, h, P, d)], grid=EVEN,
-                            form=oracles.orthoformer, leaves=("q", "k", "v", "prototypes"),
-                            which=(0, 1, 2, 4),
-                            weight=make(*q.shape)))
+    for part, C in (("gradients", 0), ("class tokens", 1)):
+        q, k, v = make.qkv(EVEN, C)
+        p = make(B, h, P, d)
+        checks.append(Gradients("orthoformer_attention", part, kind_of(C, EVEN), [q, k, v, EVEN, p],
+                                grid=EVEN, form=oracles.orthoformer, which=(0, 1, 2, 4),
+                                leaves=("q", "k", "v", "prototypes"), weight=make(*q.shape)))
     q, k, v = make.qkv((4, 6, 8), heads=2, clips=1, width=16)
     checks.append(priced("orthoformer_attention", [q, k, v], (4, 6, 8), "4*(C + T*S)*12*D",
         [make(1, 2, 12, 16)]))
@@ -827,12 +828,12 @@ def linear_attention(make):
     checks.append(Values(name, "gates", "gates and a feature map handed over", [q3, k3, v3, EVEN],
                          dict(gates=gates, feature_map=phi), grid=EVEN,
                          expect=lambda: gated(q3, k3, v3, EVEN, gates, phi)))
-    q, k, v = make.qkv(EVEN, 1)
-    checks.append(Gradients(name, "gradients", "", [q, k, v, EVEN], grid=EVEN, form=ask,
-        weight=make(*q.shape)))
+    for part, C in (("class tokens", 1), ("gradients", 0)):
+        q, k, v = make.qkv(EVEN, C)
+        checks.append(Gradients(name, part, kind_of(C, EVEN), [q, k, v, EVEN], grid=EVEN, form=ask,
+                                weight=make(*q.shape)))
     checks.append(Gradients(name, "gradients", "with gates", [q, k, v, EVEN], dict(gates=gates),
-        grid=EVEN,
-                            form=gated, weight=make(*q.shape)))
+                            grid=EVEN, form=gated, weight=make(*q.shape)))
     for grid in ((6, 6, 8), (1, 2, 3)):
         qkv = make.qkv(grid, heads=2, clips=1, width=32)
         checks.append(priced(name, qkv, grid, "min(2*N*d*D, 2*N**2*D) + N*D"))
@@ -1091,9 +1092,10 @@ def trajectory_attention(make):
             grid=grid,
                              expect=partial(right, **{part[:-6]: options[part]}),
                              mistakes=[(f"the function handed over as {part} is ignored", right)]))
-    checks.append(Gradients(name, "gradients", "", [q, k, v, grid, a, b], grid=grid,
-        form=oracles.trajectory,
-                            weight=make(*q.shape)))
+    for part, C in (("gradients", 0), ("class tokens", 1)):
+        q, k, v = make.qkv(grid, C)
+        checks.append(Gradients(name, part, kind_of(C, grid), [q, k, v, grid, a, b], grid=grid,
+                                form=oracles.trajectory, weight=make(*q.shape)))
     grid = (4, 4, 6)
     layers = [make.layer(32, 32), make.layer(32, 64)]
     cost = "2*(T*S)**2*D + 2*C*(C + T*S)*D + T*S*D**2 + 2*T*S*T*D**2 + 2*T*S*T*D"

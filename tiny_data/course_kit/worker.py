@@ -317,7 +317,8 @@ def guard(seen):
 
 def confine():
     """On Linux the kernel too refuses files outside the folder and the installation, and
-    connections, also to code that is not Python (Landlock). Where it cannot, the audit hook is what there is.
+    connections, also to code that is not Python (Landlock). Where it cannot, the audit hook is
+    what there is.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -980,7 +980,7 @@ CHEATS = [
     ("import video_attention", "from video_attention import *\n"),
     ("import the kit's oracles", "from tiny_data.course_kit.oracles import *\nfrom "
                                  "tiny_data.course_kit.measure import *\n"),
-    ("execute the file of the teacher", "import glob, os\nfor root in ('/work', '/home', "
+    ("execute the file of the teacher", "import glob, os\nfor root in ('/home', '/srv', "
                                         "'/course', os.path.expanduser('~')):\n"
      "    for path in glob.glob(root + '/**/video_attention.py', recursive=True)[:3]:\n        "
      "exec(open(path).read())\n"),
