@@ -2715,10 +2715,10 @@ class TestTokens:
     @pytest.mark.parametrize("shape, message", [
         ((2, 6, 3, 16, 24), r"2, 6, 3, 16, 24.* 3 channels"),
         ((3, 6, 16, 24), r"channels.*height, width"),
-        ((2, 3, 5, 16, 24), r"\(5, 16, 24\) must be multiples .*\(2, 8, 8\)"),
-        ((2, 3, 6, 20, 24), r"\(6, 20, 24\) must be multiples"),
-        ((2, 3, 6, 16, 7), r"\(6, 16, 7\) must be multiples"),
-        ((2, 3, 0, 16, 24), "must be multiples")], ids=str)  # fmt: skip
+        ((2, 3, 5, 16, 24), r"\(5, 16, 24\) must divide into patches .*\(2, 8, 8\)"),
+        ((2, 3, 6, 20, 24), r"\(6, 20, 24\) must divide"),
+        ((2, 3, 6, 16, 7), r"\(6, 16, 7\) must divide"),
+        ((2, 3, 0, 16, 24), "must divide")], ids=str)  # fmt: skip
     def test_a_video_that_does_not_fit_is_named(self, shape, message):
         with pytest.raises(ValueError, match=message):
             tiny("joint", patch_size=(2, 8, 8))(torch.randn(shape))

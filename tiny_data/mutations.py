@@ -842,6 +842,8 @@ def main(words):
     for word in words:
         every = word.isdecimal() and int(word)
         chosen = chosen[::every] if every else [one for one in chosen if one[0] == word]
+    if not chosen:
+        sys.exit(f"no mutation for {' '.join(words)}: give N for every Nth, or a definition's name")
     survivors, count = 0, 0
     how = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
     with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context(how).Pool(
