@@ -61,7 +61,7 @@ def test_each_chapter_runs_alone_and_its_cells_twice(title, cells, quick, monkey
     pytest.importorskip("IPython")
     from tiny_data import figures
 
-    real, draft = figures.as_picture, lambda figure, text: figures.Picture("", text)
+    real, draft = figures.as_picture, lambda figure, text, **more: figures.Picture("", text)
     namespace = {"display": lambda *things: None}
     with redirect_stdout(StringIO()):
         for cell in [*SETUP, *cells]:
