@@ -1358,6 +1358,13 @@ class TestSelection:
             stated = evaluated(formula(va.most_orthogonal_subset), n=n, d=width)
             assert counted(lambda: va.most_orthogonal_subset(x, count)) == stated
 
+    @pytest.mark.parametrize("factor", [1e-30, 1e30])
+    def test_lengths_out_of_the_range_of_squares(self, factor):
+        """A cosine has no length, also where the square of a length is no float32."""
+        x = torch.randn(B, h, 29, d)
+        picks = va.most_orthogonal_subset(x, 9)
+        assert torch.equal(va.most_orthogonal_subset(x * factor, 9), picks)
+
     @pytest.mark.parametrize("options, message", [
         (dict(count=0), "count=0"), (dict(count=30), "count=30.*29"),
         (dict(count=3, start=29), "start=29"), (dict(count=3, start=-1), "start=-1"),

@@ -784,7 +784,9 @@ def most_orthogonal_subset(x, count, start=0, criterion="cosine"):
     fits = 1 <= count <= x.shape[-2] > start >= 0 and criterion in ("cosine", "inner product")
     require(fits, "count={} of {}, start={}, criterion={}", count, x.shape, start, criterion)
     x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
-    x = F.normalize(x, dim=-1) if criterion == "cosine" else x
+    if criterion == "cosine":  # squares of very large or small numbers leave the range of floats
+        largest = x.abs().amax(dim=-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+        x = F.normalize(x / largest, dim=-1)
     similarity = (x @ x.transpose(-1, -2)).abs()  # (..., n, n)
     pick = torch.full((*x.shape[:-2], 1, 1), start, device=x.device)
     score, picked = torch.zeros_like(similarity[..., :1, :]), [pick]  # score (..., 1, n)

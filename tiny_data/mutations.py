@@ -370,10 +370,12 @@ fits = 1 <= count <= x.shape[-2] > start >= 0 and criterion in ("cosine", "inner
     fits = 1 <= count <= x.shape[-2] and criterion in ("cosine", "inner product")
 similarity = (x @ x.transpose(-1, -2)).abs()
     similarity = x @ x.transpose(-1, -2)
-x = F.normalize(x, dim=-1) if criterion == "cosine" else x
+if criterion == "cosine":
+    if True:
+x = F.normalize(x / largest, dim=-1)
+    x = x / largest
+x = F.normalize(x / largest, dim=-1)
     x = F.normalize(x, dim=-1)
-x = F.normalize(x, dim=-1) if criterion == "cosine" else x
-    x = x
 score = score.scatter(-1, pick, torch.inf)
     score = score
 pick = score.round(decimals=5).argmin(dim=-1, keepdim=True)
