@@ -2845,6 +2845,17 @@ class TestHeads:
             model = tiny("space", head=pool).double()
             same(model.head(tokens, (6, 3, 5)), model.head.classify(pooled))
 
+    @pytest.mark.parametrize("kind, C", [("clip", 1), ("frame", 6), ("none", 0)])
+    def test_what_a_model_without_blocks_gives(self, kind, C):
+        """Class tokens, then patches, plus positions, normed: nothing but the embedding."""
+        model = tiny("joint", class_token=kind, position="space", depth=0).double()
+        video = randn(*VIDEO)
+        patches, grid = model.patches(video)
+        space = model.position.space.repeat(1, 6, 1)
+        class_token = [model.class_token + model.position.for_class] * C if C else []
+        tokens = [x.expand(2, 1, 24) for x in class_token] + [patches + space]
+        same(model.forward_features(video), model.norm(torch.cat(tokens, dim=1)))
+
     @pytest.mark.parametrize("depth", [1, 3])
     def test_temporal_attention_head(self, depth):
         """A new class token and the frames in transformer layers, by hand; the order of frames is
