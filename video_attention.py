@@ -475,8 +475,8 @@ def window_attention(q, k, v, grid, window=1):
 
     The keys and values of every frame are projected once, not once for each of the 2w + 1 windows
     that they are in: the window of frame t is a slice of the stack of frames, shifted by t. At the
-    ends of the clip it has fewer frames, so that no query attends to padding. Window 0 is
-    space attention, a window over the whole clip joint attention; n layers reach n*w frames.
+    ends of the clip it has fewer frames, so that no query attends to padding. Window 0 is space
+    attention, a window over the whole clip joint attention; n layers reach n*w frames.
 
         t=0     t=1     t=2     t=3
         ######  ######  ######  ......
@@ -709,9 +709,9 @@ def attend_along_trajectories(y, proj_q, proj_kv, return_weights=False):
 def attend_along_trajectories_fast(y, proj_q, proj_kv):
     """The same, without projecting all T*S*T tokens; proj_kv must be a plain nn.Linear.
 
-    q~ . (W_k y~) = (W_k^T q~) . y~, so the query is projected and not T keys. W_k's bias adds the
-    same to all T scores and cancels. sum_t a_t (W_v y~_t + b_v) = W_v (sum_t a_t y~_t)
-    + b_v, so one mean is projected and not T values. Half of the patches at a time saves memory.
+    q~ . (W_k y~) = (W_k^T q~) . y~, so the query is projected and not T keys; W_k's bias adds the
+    same to all T scores and cancels. sum_t a_t (W_v y~_t + b_v) = W_v (sum_t a_t y~_t) + b_v, so
+    one mean is projected and not T values. Half of the patches at a time saves memory.
     """
     B, h, N, T, d = y.shape
     W_k, W_v = rearrange(proj_kv.weight, "(two h d) D -> two h d D", two=2, h=h)
@@ -1017,6 +1017,7 @@ def shift_from_neighbours(x, grid, steps, share):
     come from the patch at (t, y, x) + steps[0], the next from + steps[1], and so on; the rest stay.
     Beyond the border are zeros; in a diagonal step a patch keeps its own channels there.
     Source      https://arxiv.org/abs/2210.08164; temporal_shift.py:97
+    Copy with   shift
     """
     T, H, W = grid
     require(len(steps) * share <= x.shape[1] * x.shape[3], "{} x {} channels", len(steps), share)
@@ -1237,7 +1238,7 @@ class PositionEmbedding(nn.Module):
                 "separate"  both; the one for time starts at zero, as image checkpoints lack it
                 "joint"     one for every position in the clip
     grid        (T, H, W) of the embeddings; in a call with another grid they are interpolated
-    class_token "clip", "frame" or "none". Beside "none" and "time" it has an embedding of its own;
+    class_token "clip", "frame" or "none"; with an embedding of its own, but for "none" and "time";
                 one per frame also gets its frame's (X-ViT), one per clip does not (TimeSformer).
     """
     def __init__(self, kind, grid, dim, class_token):
