@@ -20,13 +20,7 @@ import torch.nn as nn
 
 import video_attention as va
 from tiny_data import published
-
-def same(actual, expected, tolerance):
-    """AssertionError unless they are equal to within the tolerance."""
-    shapes = tuple(actual.shape), tuple(expected.shape)
-    assert shapes[0] == shapes[1], f"shape {shapes[0]}, expected {shapes[1]}"
-    worst = (actual - expected).abs().nan_to_num(nan=torch.inf).max().item()
-    assert worst <= tolerance, f"largest difference {worst:.3g}, allowed {tolerance:.3g}"
+from tiny_data.testing import same
 
 class Golden:
     """One case: weights and input in, what the official code made of them out (float64)."""

@@ -17,19 +17,8 @@ import video_attention as va
 
 torch.set_num_threads(1)
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-def same(actual, expected, tolerance=1e-10):
-    assert actual.shape == expected.shape, (
-        f"shape {tuple(actual.shape)}, expected {tuple(expected.shape)}")
-    if expected.numel() > 0:
-        difference = (actual - expected).abs().nan_to_num(nan=torch.inf)
-        worst = difference.max().item()
-        assert worst <= tolerance, f"largest difference {worst:.3g}, allowed {tolerance:.3g}"
-
 from tiny_data import inside
+from tiny_data.testing import same
 
 # ==== WEIGHTS FROM THE DEFINITIONS, matrices (B, h, N, N) written without the file ================
 

@@ -23,23 +23,12 @@ import video_attention as va
 from tiny_data import clips as own_clips
 from tiny_data import published
 from tiny_data.golden_cases import Golden
+from tiny_data.testing import same
 
 HERE = Path(__file__).resolve().parent.parent
 
 TINY_DATA = HERE / "tiny_data"
 torch.set_num_threads(1)
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-def same(actual, expected, tolerance=1e-10):
-    assert actual.shape == expected.shape, (
-        f"shape {tuple(actual.shape)}, expected {tuple(expected.shape)}")
-    if expected.numel() > 0:
-        difference = (actual - expected).abs().nan_to_num(nan=torch.inf)
-        worst = difference.max().item()
-        assert worst <= tolerance, f"largest difference {worst:.3g}, allowed {tolerance:.3g}"
 
 def counted(call):
     with FlopCounterMode(display=False) as counter:

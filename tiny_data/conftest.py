@@ -1,0 +1,9 @@
+"""What the tests of this folder share."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
