@@ -1282,9 +1282,8 @@ CRITERIA = ["cosine", "inner product"]
 
 def greedy_search(x, count, start=0, criterion="cosine"):
     """The most orthogonal subset of the vectors x (n, d), by comparing everything at every step;
-    scores that agree to five digits are a tie, and the first wins."""
-    if criterion != "inner product":
-        x = x / x.norm(dim=-1, keepdim=True)
+    scores that agree to five digits, of numbers up to 1, are a tie, and the first wins."""
+    x = x / (x.abs().max() if criterion == "inner product" else x.norm(dim=-1, keepdim=True))
     likeness = (x @ x.T).abs().tolist()
     worst = max if criterion == "cosine" else sum
     picked = [start]
@@ -1358,12 +1357,13 @@ class TestSelection:
             stated = evaluated(formula(va.most_orthogonal_subset), n=n, d=width)
             assert counted(lambda: va.most_orthogonal_subset(x, count)) == stated
 
-    @pytest.mark.parametrize("factor", [1e-30, 1e30])
-    def test_lengths_out_of_the_range_of_squares(self, factor):
-        """A cosine has no length, also where the square of a length is no float32."""
+    @pytest.mark.parametrize("factor", [2.0**-100, 2.0**-12, 2.0**100])
+    @pytest.mark.parametrize("criterion", CRITERIA)
+    def test_units_do_not_matter(self, criterion, factor):
+        """A factor for all vectors changes no order, also where squares are no float32."""
         x = torch.randn(B, h, 29, d)
-        picks = va.most_orthogonal_subset(x, 9)
-        assert torch.equal(va.most_orthogonal_subset(x * factor, 9), picks)
+        picks = va.most_orthogonal_subset(x, 9, criterion=criterion)
+        assert torch.equal(va.most_orthogonal_subset(x * factor, 9, criterion=criterion), picks)
 
     @pytest.mark.parametrize("options, message", [
         (dict(count=0), "count=0"), (dict(count=30), "count=30.*29"),
@@ -2115,12 +2115,13 @@ class TestRegistry:
             step(24, 4, windw=2)
 
     @pytest.mark.parametrize("scheme, options", [
-        ("window", dict(window=-1)), ("mixing", dict(window=-1)), ("mixing", dict(moved=2)),
+        ("window", dict(window=-1)), ("window", dict(window=1.5)), ("mixing", dict(window=-1)), ("mixing", dict(moved=2)),
         ("pooled", dict(stride=(0, 1, 1))), ("pooled", dict(stride=(1, 1))),
         ("shifted_windows", dict(size=(8, 7, 0))),
         ("nystrom", dict(landmarks=0)), ("trajectory_nystrom", dict(landmarks=0)),
         ("orthoformer", dict(prototypes=0)), ("performer", dict(features=0)),
-        ("linear", dict(fixation="kv")), ("linear", dict(moved=1.5))], ids=str)
+        ("linear", dict(fixation="kv")), ("linear", dict(moved=1.5)),
+        ("linear", dict(gates=lambda q, k, v: (q, k)))], ids=str)
     def test_a_bad_value_fails_when_built(self, scheme, options):
         with pytest.raises(ValueError):
             va.ATTENTION[scheme][0](24, 4, **options)
@@ -2991,7 +2992,11 @@ def full_size(name):
     with torch.device("meta"):
         model = preset(name, num_classes=174 if name == "lvt" else 400).eval()
         video = torch.empty(1, 3, frames, size, size)
-    return sum(p.numel() for p in model.parameters()), counted(lambda: model(video)) / 1e9
+    parameters, blocks, macs = sum(p.numel() for p in model.parameters()), model.blocks, []
+    for depth in (1, 2):  # all blocks cost the same
+        model.blocks = blocks[:depth]
+        macs.append(counted(lambda: model(video)) / 1e9)
+    return parameters, macs[0] + (len(blocks) - 1) * (macs[1] - macs[0])
 
 class TestPresets:
     """Models at full size, against the tables of the papers and what their own code counts."""

@@ -238,6 +238,7 @@ class Attention(nn.Module):
         super().__init__()
         dim, self.heads = whole(dim, "dim"), whole(heads, "heads")
         known = list(inspect.signature(self.mechanism).parameters)[4:]  # after q, k, v and the grid
+        known = [] if inspect.ismethod(self.mechanism) else known  # a method has self for that
         require(set(options) <= set(known), "options {}, known are {}", list(options), known)
         fits = dim % self.heads == 0 and zero_init in (None, "proj", "extra")
         require(fits, "dim={} over heads={}; zero_init={}: proj, extra", dim, heads, zero_init)
@@ -489,7 +490,7 @@ def window_attention(q, k, v, grid, window=1):
     Source      https://arxiv.org/abs/2106.05968 eq. 7, X-ViT
     Copy with   attend, into_groups, out_of_groups
     """
-    require(window >= 0, "window={} must be 0 or more frames to either side", window)
+    require(window >= 0 and window % 1 == 0, "window={} must be 0, 1, 2, ... frames", window)
     T, C = grid[0], q.shape[2] - math.prod(grid)
     frames = [into_groups(x, grid, "(B T) h (H W) d") for x in (q, k, v)]
     q, k, v = (rearrange(x, "(B T) h L d -> B h T L d", T=T) for x in frames)
@@ -779,14 +780,14 @@ def most_orthogonal_subset(x, count, start=0, criterion="cosine"):
                 is the sum of |x_i . p_j| for vectors as they are (the authors' slides)
     Cost        n**2*d        for every leading index
     Differs     The paper starts from a random one, this from `start`. Scores that agree to five
-                decimals are a tie, which the first vector wins.
+                decimals, of numbers up to 1, are a tie, which the first vector wins.
     """
     fits = 1 <= count <= x.shape[-2] > start >= 0 and criterion in ("cosine", "inner product")
     require(fits, "count={} of {}, start={}, criterion={}", count, x.shape, start, criterion)
     x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
-    if criterion == "cosine":  # squares of very large or small numbers leave the range of floats
-        largest = x.abs().amax(dim=-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
-        x = F.normalize(x / largest, dim=-1)
+    over = (-1,) if criterion == "cosine" else (-2, -1)  # scale each, or all alike
+    x = x / x.abs().amax(over, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+    x = F.normalize(x, dim=-1) if criterion == "cosine" else x
     similarity = (x @ x.transpose(-1, -2)).abs()  # (..., n, n)
     pick = torch.full((*x.shape[:-2], 1, 1), start, device=x.device)
     score, picked = torch.zeros_like(similarity[..., :1, :]), [pick]  # score (..., 1, n)

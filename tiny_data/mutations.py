@@ -210,8 +210,8 @@ near = slice(max(0, t - window), t + window + 1)
     near = slice(max(0, t - window), t + 1)
 out = rearrange(torch.stack(out), "T B h L d -> (B T) h L d")
     out = rearrange(torch.stack(out), "T B h L d -> (T B) h L d")
-require(window >= 0, "window={} must be 0 or more frames to either side", window)
-    require(True, "window={} must be 0 or more frames to either side", window)
+require(window >= 0 and window % 1 == 0, "window={} must be 0, 1, 2, ... frames", window)
+    require(True, "window={} must be 0, 1, 2, ... frames", window)
 out.append(attend(q[:, :, t], k[:, :, near].flatten(2, 3), v[:, :, near].flatten(2, 3)))
     out.append(attend(q[:, :, t], k[:, :, near].flatten(2, 3), k[:, :, near].flatten(2, 3)))
 out.append(attend(q[:, :, t], k[:, :, near].flatten(2, 3), v[:, :, near].flatten(2, 3)))
@@ -370,12 +370,14 @@ fits = 1 <= count <= x.shape[-2] > start >= 0 and criterion in ("cosine", "inner
     fits = 1 <= count <= x.shape[-2] and criterion in ("cosine", "inner product")
 similarity = (x @ x.transpose(-1, -2)).abs()
     similarity = x @ x.transpose(-1, -2)
-if criterion == "cosine":
-    if True:
-x = F.normalize(x / largest, dim=-1)
-    x = x / largest
-x = F.normalize(x / largest, dim=-1)
+over = (-1,) if criterion == "cosine" else (-2, -1)
+    over = (-1,)
+x = F.normalize(x, dim=-1) if criterion == "cosine" else x
+    x = x
+x = F.normalize(x, dim=-1) if criterion == "cosine" else x
     x = F.normalize(x, dim=-1)
+x = x / x.abs().amax(over, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+    x = x
 score = score.scatter(-1, pick, torch.inf)
     score = score
 pick = score.round(decimals=5).argmin(dim=-1, keepdim=True)

@@ -115,25 +115,24 @@ def verdict(results, section, tasks, compared, key="accuracy"):
              for name, seeds in recorded(results, section, task, key).items()}  # fmt: skip
     known = [((t, a), (t, b)) for t in tasks for a, b in compared]
     known = [(a, b) for a, b in known if a in found and b in found]
-    shared = {pair: len(found[pair[0]].keys() & found[pair[1]].keys()) for pair in known}
-    enough = [pair for pair in known if shared[pair] >= SEEDS]
-    words = {(row["a"], row["b"]): row["verdict"] for row in study.compare(found, enough)}
-    groups = {"ahead": [], "behind": [], "undecided": []}
     one_base = len({b for _, b in compared}) == 1
-    for pair in known:
-        (task, a), (_, b) = pair
+    groups = {"ahead": [], "behind": [], "undecided": []}
+    rows = study.compare(found, known)
+    for row in rows:
+        (task, a), (_, b) = row["a"], row["b"]
         who = figures.look(a)[0] + ("" if one_base else f" against {figures.look(b)[0]}")
         who += f" ({task})" * (len(tasks) > 1)
-        groups[words.get(pair, "undecided")].append(f"{who} {gap(*(found[x] for x in pair))}")
+        word = row["verdict"] if row["seeds"] >= SEEDS else "undecided"
+        groups[word].append(f"{who} {gap(row)}")
     text = key.replace("_", " ") + f", task {tasks[0]!r}" * (len(tasks) == 1)
     text += f", against {figures.look(compared[0][1])[0]}" * one_base
     if not known:
         return f"{text}: not recorded yet, see python -m tiny_data.study --plan"
-    text += f": mean difference (95% interval) over {span(shared.values())},\n"
-    if enough:
-        text += f"corrected for {len(enough)} comparisons; less than {study.MARGIN} is no lead, "
-    text += f"fewer than {SEEDS} seeds decide nothing"
-    groups = groups if enough else dict(undecided=groups["undecided"])
+    seeds = [row["seeds"] for row in rows]
+    text += f": mean difference and its interval over {span(seeds)};\n"
+    text += f"the {len(known)} intervals hold together with 95%. No lead: " * (len(known) > 1)
+    text += "No lead: " * (len(known) == 1) + f"less than {study.MARGIN}"
+    text += f", or fewer than {SEEDS} seeds" * (min(seeds) < SEEDS)
     return "\n".join([text, *(listed(word, group) for word, group in groups.items())])
 
 
@@ -153,10 +152,9 @@ def listed(word, group, width=84):
     return f"  {word:10}  " + (";\n" + 14 * " ").join(lines)
 
 
-def gap(a, b):
-    """{seed: value} of two models -> "+0.120 (+0.101 to +0.139)", by the seeds that both have"""
-    gaps = {seed: a[seed] - b[seed] for seed in a.keys() & b.keys()}
-    mean, half, _ = study.mean_and_interval(gaps)
+def gap(row):
+    """A row of study.compare -> "+0.120 (+0.101 to +0.139)"; of one seed the difference alone"""
+    mean, half = row["difference"], row["half"]
     return f"{mean:+.3f}" + f" ({mean - half:+.3f} to {mean + half:+.3f})" * math.isfinite(half)
 
 

@@ -405,7 +405,7 @@ def plan(jobs, results):
 
 
 # ==== WHAT THE NUMBERS CARRY =====================================================================
-MARGIN = 0.01  # a lead of less than one point is not called one, whatever its p
+MARGIN = 0.01  # a lead of less than one point is not called one, however certain
 
 
 def scores(results, task, key="accuracy", section="main"):
@@ -426,6 +426,7 @@ def tail(t, df):
     return rest / (math.pi / 2 * density(math.pi / 2 * middles).mean())
 
 
+@lru_cache
 def quantile(df, level=0.95):
     """The t that tail() puts at 1 - level."""
     low, high = 0.0, 1e4
@@ -443,79 +444,34 @@ def mean_and_interval(values):
     return float(np.mean(values)), float(half), values
 
 
-def paired(a, b):
-    """{seed: value} of two models -> (mean difference, two-sided p, seeds that both have).
+def paired(a, b, comparisons=1):
+    """{seed: value} of two models -> (mean difference, half its interval, seeds that both have).
 
-    A paired t-test: models of a seed share their training and test clips. The spread is taken to be
+    The interval is a paired t-test's: models of a seed share their training and test clips. It is
+    so wide that as many comparisons hold at once with 95% (Bonferroni). The spread is taken to be
     at least one clip, for where all seeds agree to the last.
     """
-    seeds = sorted(a.keys() & b.keys())
-    difference = np.array([a[seed] - b[seed] for seed in seeds])
-    if len(seeds) < 2:
-        return float(difference.mean()) if seeds else math.nan, 1.0, len(seeds)
-    error = max(difference.std(ddof=1), 1 / TEST) / math.sqrt(len(seeds))
-    p = tail(difference.mean() / error, len(seeds) - 1)
-    return float(difference.mean()), float(p), len(seeds)
+    gaps = np.array([a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())])
+    n = len(gaps)
+    if n < 2:
+        return float(gaps.mean()) if n else math.nan, math.inf, n
+    error = max(gaps.std(ddof=1), 1 / TEST) / math.sqrt(n)
+    return float(gaps.mean()), quantile(n - 1, 1 - 0.05 / comparisons) * error, n
 
 
-def holm(ps):
-    """p-values of several comparisons, corrected for their number (Holm)."""
-    order, corrected, largest = np.argsort(ps), [0.0] * len(ps), 0.0
-    for rank, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(ps) - rank) * ps[i]))
-        corrected[i] = largest
-    return corrected
+def compare(found, pairs):
+    """What {name: {seed: value}} says about each pair (a, b), all of them at once with 95%.
 
-
-def compare(found, pairs, level=0.05):
-    """What {name: {seed: value}} says about each pair (a, b), corrected for the number of pairs.
-
-    A list of dictionaries: a, b, difference, p, seeds, verdict ("ahead", "behind" or "undecided",
-    of a) and sentence.
+    A list of dictionaries: a, b, difference, half (of its interval), seeds, and the verdict on a:
+    "ahead" or "behind" where zero is outside the interval and the lead at least MARGIN.
     """
-    tests = [paired(found.get(a, {}), found.get(b, {})) for a, b in pairs]
     told = []
-    for (a, b), (difference, _, seeds), p in zip(pairs, tests, holm([p for _, p, _ in tests])):
-        decided = p < level and abs(difference) >= MARGIN
-        verdict = ("ahead" if difference > 0 else "behind") if decided else "undecided"
-        numbers = f"{difference:+.3f}, p = {p:.2g}, {seeds} seeds"
-        said = f"{a} is {verdict} of {b}" if verdict == "ahead" else f"{a} is {verdict} {b}"
-        said = f"undecided between {a} and {b}" if verdict == "undecided" else said
-        row = dict(a=a, b=b, difference=difference, p=p, seeds=seeds, verdict=verdict)
-        told.append(row | dict(sentence=f"{said} ({numbers})"))
+    for a, b in pairs:
+        gap, half, seeds = paired(found.get(a, {}), found.get(b, {}), len(pairs))
+        decided = abs(gap) > half and abs(gap) >= MARGIN
+        verdict = ("ahead" if gap > 0 else "behind") if decided else "undecided"
+        told.append(dict(a=a, b=b, difference=gap, half=half, seeds=seeds, verdict=verdict))
     return told
-
-
-def winner_sentence(found, what=""):
-    """Who leads in {name: {seed: value}}, or that it is undecided, said from the numbers.
-
-    The model with the highest mean is compared with every other, corrected for their number.
-    """
-    means = {name: mean_and_interval(values) for name, values in found.items()}
-    best = max(means, key=lambda name: means[name][0])
-    rest = sorted(set(found) - {best}, key=lambda name: -means[name][0])
-    verdicts = {row["b"]: row["verdict"] for row in compare(found, [(best, name) for name in rest])}
-    near = [name for name in rest if verdicts[name] != "ahead"]
-    mean, half, values = means[best]
-    spread = f" +- {half:.3f}" if math.isfinite(half) else ""
-    number = f"{best} has the highest mean, {mean:.3f}{spread} ({len(values)} seeds)"
-    start = f"{what}: " if what else ""
-    if not near:
-        return f"{start}{number}, and is ahead of all {len(rest)} others."
-    if len(values) < 2:
-        return f"{start}undecided. {number}; it takes two seeds to compare."
-    ahead = len(rest) - len(near)
-    beaten = f"it is ahead of {ahead} of {len(rest)} others, and " if ahead else ""
-    return f"{start}undecided. {number}; {beaten}not decided against {', '.join(near)}."
-
-
-def coverage(results):
-    """{section: (fewest, most) seeds that its models and tasks have}, of what is in the results."""
-    seeds = {}
-    for e in results["entries"]:
-        place = seeds.setdefault(e["section"], {})
-        place[e["name"], e["task"]] = place.get((e["name"], e["task"]), 0) + 1
-    return {key: (min(found.values()), max(found.values())) for key, found in seeds.items()}
 
 
 def main(arguments=None):

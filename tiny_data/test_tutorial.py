@@ -44,9 +44,10 @@ def run(cell, namespace):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Two steps of training and few test clips; nothing trained is carried over."""
-    from tiny_data import steps, study
+    """Two steps of training, few test clips, coarse pictures; nothing trained is carried over."""
+    from tiny_data import figures, steps, study
 
+    monkeypatch.setattr(figures, "FINE", 0.5)
     monkeypatch.setenv("TUTORIAL_STEPS", "2")
     monkeypatch.setattr(study, "TEST", 64)
     monkeypatch.setattr(steps, "TRAINED", {})
