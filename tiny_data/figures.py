@@ -26,7 +26,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw
 
 WIDTH = 880  # pixels: the widest thing a notebook shows without a scroll bar
-FINE = 2  # pixels of a file for one of the page
+SHARP = 2  # pixels of a file for one of the page
 BOX = f"max-width:{WIDTH}px;background:#fff;color:#111;padding:6px;border-radius:6px;"
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; markers part those of one family.
@@ -99,9 +99,9 @@ def image(shot, text, width):
 
 
 def as_picture(figure, text, colours=256):
-    """A matplotlib figure -> Picture, FINE pixels of the file for one of the page."""
+    """A matplotlib figure -> Picture, SHARP pixels of the file for one of the page."""
     file, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(file, format="png", dpi=100 * FINE, facecolor="white")
+    figure.savefig(file, format="png", dpi=100 * SHARP, facecolor="white")
     shot = Image.open(file).convert("RGB")
     (shot.quantize(colours) if colours else shot).save(small, "PNG", optimize=True)
     return image(small.getvalue(), text, int(100 * figure.get_figwidth()))

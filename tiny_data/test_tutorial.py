@@ -47,7 +47,7 @@ def quick(monkeypatch):
     """Two steps of training, few test clips, coarse pictures; nothing trained is carried over."""
     from tiny_data import figures, steps, study
 
-    monkeypatch.setattr(figures, "FINE", 0.5)
+    monkeypatch.setattr(figures, "SHARP", 0.5)
     monkeypatch.setenv("TUTORIAL_STEPS", "2")
     monkeypatch.setattr(study, "TEST", 64)
     monkeypatch.setattr(steps, "TRAINED", {})
