@@ -57,12 +57,17 @@ MECHANISMS = {  # name in ATTENTION: what it is called, colour, marker
     "linear_fixation": ("linear + fixation", PURPLE, "P"),
     "lvt": ("LVT", PURPLE, "s"),
 }
+CHOICES = {  # of prototypes
+    "orthogonal": ("orthogonal", BLUE, "o"),
+    "random": ("random", ORANGE, "s"),
+    "segments": ("segment means", GREEN, "^"),
+}
 WEIGHTS = LinearSegmentedColormap.from_list("weights", ["#ffffff", "#fdd49e", "#d55e00", "#5a1e00"])
 
 
 def look(name):
     """(label, colour, marker) of a mechanism; what is in no table is grey and keeps its name."""
-    return MECHANISMS.get(name, (str(name), GREY, "o"))
+    return (MECHANISMS | CHOICES).get(name, (str(name), GREY, "o"))
 
 
 class Picture:
@@ -204,7 +209,7 @@ def curves(scores, xlabel, text=None, chance=0.5, ticks=None, ylabel="accuracy o
                       linewidth=1.8, elinewidth=0.9, label=label)  # fmt: skip
         for place, key in zip(x, sorted(line)):
             seeds = line[key][2]
-            axis.plot([place] * len(seeds), seeds, ".", color=colour, markersize=3, alpha=0.6)
+            axis.plot([place] * len(seeds), seeds, ".", color=colour, markersize=5, alpha=0.6)
     axis.axhline(chance, color=GREY, linewidth=1, linestyle=":")
     axis.set_xticks(range(len(places)), [str((ticks or {}).get(x, x)) for x in places])
     axis.set(xlabel=xlabel, ylabel=ylabel, ylim=(min(0.45, chance - 0.05), 1.03))

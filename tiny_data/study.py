@@ -112,46 +112,35 @@ def chosen(names):
 
 
 class Section(NamedTuple):
-    """Models by name, lists of tasks, and for each seed its place in the order of training."""
+    """Models by name, and lists of tasks: each is trained on the first, then on from there."""
 
     models: dict
     chains: list
-    places: tuple
 
 
+SEEDS = 5
 CHAIN = ["plain", "moving camera"]
 SWEEP = [[f"speed {speed}"] for speed in (8, 1, 4, 2)]
 TRIES = ["fast", "crossing", "occlusion", "two decoys"]  # where trajectory and joint might part
 SECTIONS = {
-    "main": Section(SCHEMES, [CHAIN], (0, 1, 2, 3, 4)),
-    "speed": Section(
-        chosen("joint divided trajectory mixing window"), SWEEP, (0.1, 1.1, 2.1, 6, 8)
-    ),
-    "speed, more": Section(chosen("axial linear"), SWEEP, (2.3, 5, 7)),
-    "tries": Section(
-        chosen("joint trajectory mixing divided"), [TRIES, ["fast, 8 frames"]], (0.2, 1.2, 2.2)
-    ),
-    "as long": Section(chosen("joint"), [["fast", "crossing, long"]], (3.3, 4.3, 5.3)),
-    "no push": Section(SCHEMES, [["plain"]], (2.3, 5, 7)),
+    "main": Section(SCHEMES, [CHAIN]),
+    "speed": Section(chosen("joint divided trajectory mixing window axial linear"), SWEEP),
+    "tries": Section(chosen("joint trajectory mixing divided"), [TRIES, ["fast, 8 frames"]]),
+    "as long": Section(chosen("joint"), [["fast", "crossing, long"]]),
+    "no push": Section(SCHEMES, [["plain"]]),
     "prototypes": Section(
         {f"{n} {choice}": prototypes(n, choice) for choice in CHOICES for n in (4, 8, 16, 32)},
-        [["plain"]], (1.3, 5, 7),
-    ),  # fmt: skip
+        [["plain"]],
+    ),
     "window": Section(
         {f"window {w}": one(va.WindowAttention, window=w) for w in (0, 2, 3)}
         | {f"mixing {w}": one(va.MixingAttention, window=w) for w in (2, 3)},
-        [CHAIN], (1.3, 5, 7),
-    ),  # fmt: skip
+        [CHAIN],
+    ),
     "moved": Section(
-        {f"moved {m}": one(va.MixingAttention, moved=m) for m in (0.25, 0.75, 1.0)},
-        [CHAIN], (1.3, 5, 7),
-    ),  # fmt: skip
-    "frames": Section(
-        chosen("joint divided mixing trajectory"), [["2 frames"], ["8 frames"]], (1.3, 5, 7)
+        {f"moved {m}": one(va.MixingAttention, moved=m) for m in (0.25, 0.75, 1.0)}, [CHAIN]
     ),
-    "control": Section(
-        {"space, no time table": dict(attention="space", position="space")}, [CHAIN], (2.3, 5, 7)
-    ),
+    "frames": Section(chosen("joint divided mixing trajectory"), [["2 frames"], ["8 frames"]]),
 }
 
 
@@ -163,13 +152,13 @@ class Job(NamedTuple):
 
 
 def all_jobs():
-    """Every job, in the order of training: what matters most first, all schemes seed by seed."""
-    jobs = []
-    for key, section in SECTIONS.items():
-        seeds = enumerate(section.places)
-        for (seed, place), chain, name in product(seeds, section.chains, section.models):
-            jobs.append((place, Job(key, name, tuple(chain), seed)))
-    return [job for _, job in sorted(jobs, key=lambda pair: pair[0])]
+    """Every job, seed by seed, so that a study that is stopped has whole comparisons."""
+    return [
+        Job(key, name, tuple(chain), seed)
+        for seed in range(SEEDS)
+        for key, section in SECTIONS.items()
+        for chain, name in product(section.chains, section.models)
+    ]
 
 
 def build(attention, task="plain", seed=0, push=True, **options):
@@ -479,7 +468,7 @@ def main(arguments=None):
     sections = dict(nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
     parser.add_argument("--only", help=f"of {', '.join(SECTIONS)}", **sections)
     parser.add_argument("--names", nargs="+", help="only these models")
-    parser.add_argument("--seeds", type=int, default=99, help="only so many seeds")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="only so many seeds")
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), default="cpu")
     parser.add_argument("--workers", type=int, default=1, help="processes side by side")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the file to go on with")
