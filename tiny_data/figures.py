@@ -550,6 +550,7 @@ def step_through(function, *args, expected=None, **options):
         at = [start + n for n in range(first - 1, last)]
         made = {name: value for n in at for name, value in trace.made.get(n, {}).items()}
         often = max((trace.passes.get(n, 0) for n in at), default=0)
+        often -= lines[first - 1].lstrip().startswith("for ")  # which also runs once to end
         markup, done = markup + highlighted(code) + stepped(made, often), last
         text += [code, *("\n".join(described(*item)) for item in made.items())]
     if expected is not None:

@@ -129,10 +129,10 @@ def verdict(results, section, tasks, compared, key="accuracy"):
     if not known:
         return f"{text}: not recorded yet, see python -m tiny_data.study --plan"
     seeds = [row["seeds"] for row in rows]
-    text += f": mean difference and its interval over {span(seeds)};\n"
-    text += f"the {len(known)} intervals hold together with 95%. No lead: " * (len(known) > 1)
-    text += "No lead: " * (len(known) == 1) + f"less than {study.MARGIN}"
-    text += f", or fewer than {SEEDS} seeds" * (min(seeds) < SEEDS)
+    text += f": mean difference over {span(seeds)} and its interval, which holds with 95%"
+    text += f" for all {len(known)} at once" * (len(known) > 1)
+    text += f".\nUndecided: zero is inside, or the lead is less than {study.MARGIN}"
+    text += f", or there are fewer than {SEEDS} seeds" * (min(seeds) < SEEDS)
     return "\n".join([text, *(listed(word, group) for word, group in groups.items())])
 
 
@@ -164,6 +164,16 @@ def shown(score):
         return "-"
     mean, half, _ = score
     return f"{mean:.3f}" + f" ± {half:.3f}" * math.isfinite(half)
+
+
+def lowest(rows):
+    """{name: errors of the same clips} -> who has the lowest, and by how much before the next"""
+    best, second, *_ = sorted(rows, key=lambda name: rows[name].mean().item())
+    gap = rows[second] - rows[best]
+    half = study.quantile(len(gap) - 1) * gap.std().item() / math.sqrt(len(gap))
+    if gap.mean() <= half:
+        return f"undecided between {best} and {second}, {gap.mean():.3f} ± {half:.3f}"
+    return f"{best} is lowest, by {gap.mean():.3f} ± {half:.3f} before {second}"
 
 
 def score_table(results, section, columns, names=None, caption=""):
@@ -228,7 +238,7 @@ def shapes_diagram():
         (29, 11, "position\nof (t, y, x)\nadded", "#dbe9f6"),
         (45, 14, "norm\nattention step\ntokens meet", "#fdd49e"),
         (62, 13, "norm\nMLP\neach by itself", "#dbe9f6"),
-        (80, 9, "mean\nof the\npatches", "#dbe9f6"),
+        (80, 9, "norm,\nmean of\npatches", "#dbe9f6"),
         (91, 9, "linear\nD → K", "#dbe9f6"),
     ]
     figure, ((axis,),) = figures.new_figure(height=2.5)
@@ -239,8 +249,9 @@ def shapes_diagram():
     for (x, width, *_), (after, *_) in zip(boxes, boxes[1:]):
         axis.annotate("", (after, 12.5), (x + width, 12.5), arrowprops=dict(arrowstyle="->"))
     axis.annotate("", (105, 12.5), (100, 12.5), arrowprops=dict(arrowstyle="->"))
-    for left, right, plus in ((42.5, 60.5, 60.5), (60.5, 77.5, 77.5)):  # the residuals
-        axis.plot([left, left, right, right], [12.5, 20, 20, 13.6], color="#333333", linewidth=1)
+    for left, right, plus in ((42.5, 60.5, 60.5), (61.3, 77.5, 77.5)):  # the residuals
+        over = 20 if left < 50 else 18.8
+        axis.plot([left, left, right, right], [12.5, over, over, 13.6], color="#333333", linewidth=1)
         axis.text(plus, 12.4, "+", ha="center", va="center", fontsize=12, weight="bold",
                   bbox=dict(boxstyle="circle,pad=0.05", fc="white", ec="#333333"))  # fmt: skip
     axis.text(60, 21.2, "a block; its attention steps are the scheme", ha="center", fontsize=8.5)

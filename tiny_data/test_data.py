@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import video_attention as va
-from tiny_data import generator, image_path_ceiling, moving_objects, path_tells, study
+from tiny_data import generator, image_path_ceiling, moving_objects, path_tells, steps, study
 from tiny_data import figures
 
 torch.set_num_threads(1)
@@ -336,6 +336,15 @@ class TestStatistics:
         verdicts = [study.compare({"a": a, "b": b}, [("a", "b")] * n)[0] for n in (1, 20)]
         assert [row["verdict"] for row in verdicts] == ["ahead", "undecided"]
 
+    def test_the_lowest_error_is_named_if_it_is_clear(self):
+        """Paired over the clips: what varies from clip to clip alike for all does not matter."""
+        alike = torch.linspace(0.2, 0.9, 64)
+        noise = 0.01 * torch.sin(torch.arange(64.0))
+        said = steps.lowest({"a": alike + 0.1, "b": alike + noise, "c": alike + 0.5})
+        assert said.startswith("b is lowest, by 0.100 ± 0.002 before a")
+        said = steps.lowest({"a": alike, "b": alike + noise, "c": alike + 0.5})
+        assert said.startswith("undecided between ") and "c" not in said.split(",")[0][17:]
+
     def test_a_lead_below_the_margin_is_none(self):
         found = {"a": dict(enumerate([0.9005] * 5)), "b": dict(enumerate([0.896] * 5))}
         (row,) = study.compare(found, [("a", "b")])
@@ -383,6 +392,10 @@ class TestFigures:
         assert values[0]["y"].tolist() == [1, 1] and values[2]["y"].tolist() == [2, 2]
         assert [sorted(value) for value in values] == [["y"], ["z"], ["y", "z"], ["returned"]]
         assert values[3]["returned"].tolist() == [2, 2]
+
+    def test_step_through_counts_a_loop_without_its_end(self):
+        window = figures.step_through(va.window_attention, q, k, v, (3, 2, 2)).markup
+        assert "the last of 3 times" in window and "the last of 4 times" not in window
 
     def test_step_through_leaves_no_trace(self):
         import sys
