@@ -118,6 +118,8 @@ fits = dim % self.heads == 0 and zero_init in (None, "proj", "extra")
     fits = zero_init in (None, "proj", "extra")
 fits = dim % self.heads == 0 and zero_init in (None, "proj", "extra")
     fits = dim % self.heads == 0
+known = [] if inspect.ismethod(self.mechanism) else known
+    known = known
 require(set(options) <= set(known), "options {}, known are {}", list(options), known)
     require(True, "options {}, known are {}", list(options), known)
 self.mechanism(x, x, x, (2, 2, 2), **options)

@@ -129,10 +129,10 @@ def verdict(results, section, tasks, compared, key="accuracy"):
     if not known:
         return f"{text}: not recorded yet, see python -m tiny_data.study --plan"
     seeds = [row["seeds"] for row in rows]
-    text += f": mean difference over {span(seeds)} and its interval, which holds with 95%"
+    text += f": mean difference over {span(seeds)}\nand its 95% interval"
     text += f" for all {len(known)} at once" * (len(known) > 1)
-    text += f".\nUndecided: zero is inside, or the lead is less than {study.MARGIN}"
-    text += f", or there are fewer than {SEEDS} seeds" * (min(seeds) < SEEDS)
+    text += f"; undecided: zero is inside, or the lead is less than {study.MARGIN}"
+    text += f",\nor there are fewer than {SEEDS} seeds" * (min(seeds) < SEEDS)
     return "\n".join([text, *(listed(word, group) for word, group in groups.items())])
 
 
