@@ -293,11 +293,14 @@ class Live:
 
 
 def table(header, rows, caption=""):
-    """A table of at most WIDTH pixels, the first column to the left and numbers to the right."""
+    """A table of at most WIDTH pixels, names and sentences to the left and numbers to the right."""
     cell = "padding:3px 8px;border-bottom:1px solid #ddd;color:#111;background:#fff;text-align:"
 
+    long = [max((len(str(row[i])) for row in rows), default=0) > 40 for i in range(len(header))]
+    sides = ["left" if wide or i == 0 else "right" for i, wide in enumerate(long)]
+
     def line(values, tag):
-        sides, row = ["left"] + ["right"] * (len(values) - 1), ""
+        row = ""
         for value, side in zip(values, sides):
             row += f'<{tag} style="{cell}{side}">{html.escape(str(value))}</{tag}>'
         return f"<tr>{row}</tr>"
