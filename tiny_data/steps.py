@@ -30,13 +30,14 @@ def find_device():
 
 
 def provenance(results):
-    """Where the recorded numbers come from: a line for each way in which they were made."""
+    """Where the recorded numbers come from, for each way in which they were made."""
     counts = Counter()
     for entry in results["entries"]:
         run = results["runs"][entry["run"]]
         where = f"torch {run['torch']}, Python {run['python']}, {run['device']}, {run['date']}"
-        counts[f"{run['command']}: {where}"] += 1
-    return "\n".join(f"{count:5} results of {how}" for how, count in counts.items())
+        counts[run["command"], where] += 1
+    lines = [f"{n:5} results of {how}\n{'':12}{where}" for (how, where), n in counts.items()]
+    return "\n".join(lines)
 
 
 # ==== TRAINING ===================================================================================
