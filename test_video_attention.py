@@ -2116,7 +2116,8 @@ class TestRegistry:
             step(24, 4, windw=2)
 
     @pytest.mark.parametrize("scheme, options", [
-        ("window", dict(window=-1)), ("window", dict(window=1.5)), ("mixing", dict(window=-1)), ("mixing", dict(moved=2)),
+        ("window", dict(window=-1)), ("window", dict(window=1.5)),
+        ("mixing", dict(window=-1)), ("mixing", dict(moved=2)),
         ("pooled", dict(stride=(0, 1, 1))), ("pooled", dict(stride=(1, 1))),
         ("shifted_windows", dict(size=(8, 7, 0))),
         ("nystrom", dict(landmarks=0)), ("trajectory_nystrom", dict(landmarks=0)),

@@ -238,7 +238,7 @@ class Attention(nn.Module):
         super().__init__()
         dim, self.heads = whole(dim, "dim"), whole(heads, "heads")
         known = list(inspect.signature(self.mechanism).parameters)[4:]  # after q, k, v and the grid
-        known = [] if inspect.ismethod(self.mechanism) else known  # a method has self for that
+        known = [] if inspect.ismethod(self.mechanism) else known  # a method takes none
         require(set(options) <= set(known), "options {}, known are {}", list(options), known)
         fits = dim % self.heads == 0 and zero_init in (None, "proj", "extra")
         require(fits, "dim={} over heads={}; zero_init={}: proj, extra", dim, heads, zero_init)
@@ -785,7 +785,7 @@ def most_orthogonal_subset(x, count, start=0, criterion="cosine"):
     fits = 1 <= count <= x.shape[-2] > start >= 0 and criterion in ("cosine", "inner product")
     require(fits, "count={} of {}, start={}, criterion={}", count, x.shape, start, criterion)
     x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
-    over = (-1,) if criterion == "cosine" else (-2, -1)  # scale each, or all alike
+    over = (-1,) if criterion == "cosine" else (-2, -1)  # scale each or all alike: squares fit
     x = x / x.abs().amax(over, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
     x = F.normalize(x, dim=-1) if criterion == "cosine" else x
     similarity = (x @ x.transpose(-1, -2)).abs()  # (..., n, n)

@@ -343,7 +343,7 @@ class TestStatistics:
         said = steps.lowest({"a": alike + 0.1, "b": alike + noise, "c": alike + 0.5})
         assert said.startswith("b is lowest, by 0.100 ± 0.002 before a")
         said = steps.lowest({"a": alike, "b": alike + noise, "c": alike + 0.5})
-        assert said.startswith("undecided between ") and "c" not in said.split(",")[0][17:]
+        assert said.startswith(("undecided between a and b", "undecided between b and a"))
 
     def test_a_lead_below_the_margin_is_none(self):
         found = {"a": dict(enumerate([0.9005] * 5)), "b": dict(enumerate([0.896] * 5))}
