@@ -252,7 +252,8 @@ def shapes_diagram():
     axis.annotate("", (105, 12.5), (100, 12.5), arrowprops=dict(arrowstyle="->"))
     for left, right, plus in ((42.5, 60.5, 60.5), (61.3, 77.5, 77.5)):  # the residuals
         over = 20 if left < 50 else 18.8
-        axis.plot([left, left, right, right], [12.5, over, over, 13.6], color="#333333", linewidth=1)
+        heights = [12.5, over, over, 13.6]
+        axis.plot([left, left, right, right], heights, color="#333333", linewidth=1)
         axis.text(plus, 12.4, "+", ha="center", va="center", fontsize=12, weight="bold",
                   bbox=dict(boxstyle="circle,pad=0.05", fc="white", ec="#333333"))  # fmt: skip
     axis.text(60, 21.2, "a block; its attention steps are the scheme", ha="center", fontsize=8.5)
