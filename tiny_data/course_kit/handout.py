@@ -3,7 +3,7 @@
 import ast
 import re
 import textwrap
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from . import sheet
@@ -27,6 +27,7 @@ ANSWERS = {  # the functions whose answers these hold
 # ==== CUTTING =================================================================================
 
 
+@lru_cache(maxsize=8)
 def definitions(source, name="the file"):
     """{name: node} of the functions and classes of a text and, as Class.method, their methods, in
     order.
@@ -194,15 +195,12 @@ def with_answers(names):
 def contracts(names):
     """{function: the text of the decorator that states its shapes}, where it has one."""
     source = whole_source()
-    known = definitions(source)
+    known, lines = definitions(source), source.split("\n")
     found = {}
     for name in names:
-        lines = [
-            ast.get_source_segment(source, x)
-            for x in getattr(known.get(name), "decorator_list", [])
-        ]
-        if lines:
-            found[name] = lines[-1]
+        for node in getattr(known.get(name), "decorator_list", [])[-1:]:
+            text = "\n".join(lines[node.lineno - 1 : node.end_lineno])
+            found[name] = text[node.col_offset :]  # without the @; it ends with its line
     return found
 
 
