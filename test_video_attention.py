@@ -30,6 +30,7 @@ import re
 import subprocess
 import sys
 import warnings
+from datetime import timedelta
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
@@ -2549,8 +2550,12 @@ def make_training_set():
 def train_half(rank, folder):
     """What one of two processes does, with its half of the batch: gradients averaged with the
     other's, and then once more in bfloat16 with the parameters of each block sharded over both."""
-    init = f"file://{folder}/store"
-    torch.distributed.init_process_group("gloo", init_method=init, rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(minutes=2))
     model, clips, labels = make_training_set()
     half = slice(2 * rank, 2 * rank + 2)
     train(nn.parallel.DistributedDataParallel(model), clips[half], labels[half])
@@ -2573,8 +2578,11 @@ def train_half(rank, folder):
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
+    """The folder of what a new process, rank 0, and this one have trained together."""
     folder = tmp_path_factory.mktemp("two_processes")
-    torch.multiprocessing.spawn(train_half, (str(folder),), nprocs=2)
+    other = torch.multiprocessing.spawn(train_half, (str(folder),), join=False)
+    train_half(1, folder)
+    other.join()
     return folder
 
 class TestTraining:
@@ -3232,10 +3240,16 @@ class Letters(dict):
 
 class ShapeChecker:
     """Traces every call into the file and compares each shape comment with what its line has made.
+
+    Every comment is also read with two letters swapped: what it found wrong by then is in `noticed`.
     """
+
+    swaps = [("T", "S"), ("T", "h"), ("h", "B")]
 
     def __init__(self):
         self.comments = shape_comments(SOURCE)
+        self.swapped = {swap: self.with_swapped(*swap) for swap in self.swaps}
+        self.noticed = {swap: set() for swap in self.swaps}
         self.reached, self.wrong, self.contracts, self.letters = set(), set(), {}, {}
         nodes = [node for node in ast.walk(ast.parse(SOURCE)) if isinstance(node, ast.FunctionDef)]
         for node in nodes:
@@ -3245,6 +3259,14 @@ class ShapeChecker:
             pairs = [(name, axes.split(", ")) for found in lists for names, axes in found
                      for name in names.split(", ")]  # fmt: skip
             self.contracts[node.name, node.body[0].lineno] = pairs
+
+    def with_swapped(self, a, b):
+        """{line: comment} of the comments that name both letters, each in the other's place."""
+        swap = lambda found: b if found.group() == a else a
+        return {line: re.sub(rf"\b({a}|{b})\b", swap, comment)
+                for line, (_, comment) in self.comments.items()
+                if {a, b} <= set(re.findall(r"\w+", comment))
+                and "T*S" not in comment and "B*T" not in comment}  # fmt: skip
 
     def __call__(self, frame, event, argument):
         inside = frame.f_code.co_filename == str(va.__file__)
@@ -3288,13 +3310,22 @@ class ShapeChecker:
 
     def compare(self, line, x, letters):
         """One tensor with the comment of the line that has made it; what is wrong is kept."""
-        comment, shape = self.comments[line][1], tuple(x.shape)
+        comment = self.comments[line][1]
+        expected = self.sizes(comment, x, letters)
+        if expected is not None:
+            self.wrong.add(f"line {line}: # {comment} is {expected}, the tensor {tuple(x.shape)}")
+        for swap, comments in self.swapped.items():
+            if line in comments and self.sizes(comments[line], x, copy.copy(letters)) is not None:
+                self.noticed[swap].add(line)
+
+    def sizes(self, comment, x, letters):
+        """What a comment says of a tensor's sizes, if that is wrong."""
+        shape = tuple(x.shape)
         axes = [axis.strip() for axis in comment[1:-1].split(",") if axis.strip()]
         if axes[0] == "...":
             axes, shape = axes[1:], shape[len(shape) - len(axes) + 1 :]
         expected = tuple(letters.value(axis, size) for axis, size in zip(axes, shape))
-        if len(axes) != len(shape) or expected != shape:
-            self.wrong.add(f"line {line}: # {comment} is {expected}, the tensor {tuple(x.shape)}")
+        return None if len(axes) == len(shape) and expected == shape else expected
 
     def run(self):
         torch.manual_seed(SEED)
@@ -3319,29 +3350,23 @@ class ShapeChecker:
         finally:
             sys.settrace(None)
 
+@pytest.fixture(scope="module")
+def checker():
+    checker = ShapeChecker()
+    checker.run()
+    return checker
+
 class TestShapeComments:
-    def test_every_comment_is_true_and_reached(self):
-        checker = ShapeChecker()
+    def test_every_comment_is_true_and_reached(self, checker):
         assert len(checker.comments) > 40
-        checker.run()
         assert not checker.wrong, "\n".join(sorted(checker.wrong))
         unreached = sorted(set(checker.comments) - checker.reached)
         assert not unreached, f"no run reached the comments of lines {unreached}"
 
-    @pytest.mark.parametrize("a, b", [("T", "S"), ("T", "h"), ("h", "B")])
-    def test_a_false_comment_is_found(self, a, b):
+    @pytest.mark.parametrize("a, b", ShapeChecker.swaps)
+    def test_a_false_comment_is_found(self, checker, a, b):
         """Swapping two letters in any comment that names both is noticed."""
-        checker, swapped = ShapeChecker(), set()
-        for line, (statement, comment) in checker.comments.items():
-            turned = re.sub(rf"\b({a}|{b})\b", lambda m: b if m.group() == a else a, comment)
-            if (
-                {a, b} <= set(re.findall(r"\w+", comment))
-                and "T*S" not in comment
-                and "B*T" not in comment):
-                checker.comments[line] = (statement, turned)
-                swapped.add(line)
-        checker.run()
-        assert {int(re.match(r"line (\d+)", text).group(1)) for text in checker.wrong} == swapped
+        assert checker.swapped[a, b] and checker.noticed[a, b] == set(checker.swapped[a, b])
 
 # ==== THE FILE ====================================================================================
 

@@ -184,6 +184,11 @@ class Counter(TorchDispatchMode):
         super().__init__()
         self.macs, self.fused, self.large = 0, False, large
 
+    @classmethod
+    def _should_skip_dynamo(cls):
+        """No: keeping torch's compiler out would first load it, for more than a second."""
+        return False
+
     def __torch_dispatch__(self, function, kinds, args=(), kwargs=None):
         kwargs = kwargs or {}
         if "scaled_dot_product" in str(function):
@@ -515,6 +520,9 @@ class Session:
         blank = {name: value for name, value in vars(module).items() if callable(value)}
         notes = [] if not trouble else ["the handout itself: " + trouble[0]]
         if not self.guarded:
+            if "FlopCounterMode" in given:  # what it loads on first use is loaded now
+                with FlopCounterMode(display=False):
+                    torch.ones(2, 2) @ torch.ones(2, 2)
             confine()
             guard(self.seen)
             self.guarded = True
@@ -642,8 +650,6 @@ def main():
     for number in (0, 1, 2):
         os.dup2(nothing, number)
     torch.set_num_threads(1)
-    with FlopCounterMode(display=False):  # what it loads on first use is loaded now
-        torch.ones(2, 2) @ torch.ones(2, 2)
     limit_resources(memory=int(os.environ.get("COURSE_MEMORY", 8 * 2**30)), seconds=1800)
     serve(source, sink)
 
