@@ -259,6 +259,12 @@ class TestAttend:
         assert out.isfinite().all() and va.attend(q, k, v).isfinite().all()
         same(out.float(), v.float(), 1.0)
 
+    def test_large_queries_are_not_nan(self):
+        """What keeps a NaN visible must not make one where a sum of queries would overflow."""
+        q, (k, v) = torch.full((1, 1, 1, 8), 1e38), torch.randn(2, 1, 1, 4, 8)
+        k = k * 1e-38
+        same(va.attend(q, k, v), va.attend(q, k, v, return_weights=True)[0], 1e-6)
+
     def test_nan_stays_visible(self):
         """In keys and values all queries meet it, in a query that query alone."""
         for name in ("k", "v"):
@@ -309,11 +315,19 @@ class TestContract:
             va.PatchEmbedding(8, 6)(wrong)
 
     @pytest.mark.parametrize("grid", [
-        (5, 9, 7), (5, 28), (5, 4, 7, 1), (-5, -4, 7), (0, 4, 7), (5.0, 4, 7), 140, "547"], ids=str)
+        (5, 9, 7), (5, 28), (5, 4, 7, 1), (-5, -4, 7), (0, 4, 7), (5.0, 4, 7), 140, "547",
+        (np.float64(5), 4, 7), ("5", "4", "7"), (5, None, 7), (5, (4,), 7)], ids=str)
     def test_the_grid_must_hold_the_tokens(self, grid):
         for step in all_steps():
             with pytest.raises(ValueError, match="140 tokens|grid="):
                 step(D * 8, h * 8)(torch.randn(1, 140, D * 8), grid)
+
+    @every_step
+    def test_the_width_is_the_modules(self, step):
+        module = step(24, 4)
+        for called in (module, va.Block(24, [module], va.MLP(24, 48))):
+            with pytest.raises(ValueError, match=r"18, 16.*'D': 24"):
+                called(torch.randn(2, 18, 16), (3, 2, 3))
 
     @pytest.mark.parametrize("C", [2, 4, 6])
     def test_class_tokens_are_none_or_one_or_one_per_frame(self, C):
@@ -887,9 +901,9 @@ class TestShiftedWindows(Questions):
 
     def test_published_size(self):
         plain, moved = (step(D, h) for step in va.ATTENTION["shifted_windows"])
-        assert plain.size == moved.size == [8, 7, 7] and moved.displaced == [4, 3, 3]
+        assert plain.size == moved.size == (8, 7, 7) and moved.displaced == [4, 3, 3]
 
-    @pytest.mark.parametrize("size", [(2, 2), (2, 2, 0), (2, 2, 1.5)], ids=str)
+    @pytest.mark.parametrize("size", [(2,), (2, 2, 0), (2, 2, 1.5), None], ids=str)
     def test_bad_sizes_are_named(self, size):
         with pytest.raises(ValueError):
             va.ShiftedWindowAttention(D, h, size)(torch.randn(B, 140, D), GRID)
@@ -1104,6 +1118,13 @@ class TestMixing(Questions):
                     if 0 <= source < n
                     else torch.zeros_like(x.select(axis, 0)))
                 assert torch.equal(out.select(axis, i), expected)
+
+    @pytest.mark.parametrize("window, moved", [
+        (10**9, 0.5), (1.5, 0.5), (2.0, 0.5), (-1, 0.5), (1, 1.5), (1, -0.5), (2, 0.01)])
+    def test_what_moves_no_channels_is_named(self, window, moved):
+        """Before anything is made for every frame of a window."""
+        with pytest.raises(ValueError, match=f"window={window}, moved={moved}"):
+            va.mix_frames(randn(6, 4, 5, 8), 3, window, moved)
 
 class TestSummary(Questions):
     """Space attention with T more keys and values, the mean of every frame."""
@@ -2120,16 +2141,36 @@ class TestRegistry:
 
     @pytest.mark.parametrize("scheme, options", [
         ("window", dict(window=-1)), ("window", dict(window=1.5)),
+        ("window", dict(window="2")), ("window", dict(window=None)),
         ("mixing", dict(window=-1)), ("mixing", dict(moved=2)),
+        ("mixing", dict(window=2.5)), ("mixing", dict(moved=math.nan)),
         ("pooled", dict(stride=(0, 1, 1))), ("pooled", dict(stride=(1, 1))),
-        ("shifted_windows", dict(size=(8, 7, 0))),
+        ("pooled", dict(stride=2)), ("pooled", dict(stride=(1, 1.5, 2))),
+        ("shifted_windows", dict(size=(8, 7, 0))), ("shifted_windows", dict(size=None)),
         ("nystrom", dict(landmarks=0)), ("trajectory_nystrom", dict(landmarks=0)),
+        ("nystrom", dict(iterations=-1)), ("trajectory_nystrom", dict(iterations=-1)),
+        ("nystrom", dict(landmarks=2.5)), ("trajectory_nystrom", dict(iterations=[6])),
         ("orthoformer", dict(prototypes=0)), ("performer", dict(features=0)),
         ("linear", dict(fixation="kv")), ("linear", dict(moved=1.5)),
         ("linear", dict(gates=lambda q, k, v: (q, k)))], ids=str)
     def test_a_bad_value_fails_when_built(self, scheme, options):
-        with pytest.raises(ValueError):
+        """In one sentence that names the option."""
+        with pytest.raises(ValueError, match=next(iter(options))) as error:
             va.ATTENTION[scheme][0](24, 4, **options)
+        assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize("number", [2.0, np.int64(2), np.float32(2)], ids=repr)
+    @pytest.mark.parametrize("scheme, option", [
+        ("window", "window"), ("mixing", "window"),
+        ("nystrom", "landmarks"), ("nystrom", "iterations"),
+        ("trajectory_nystrom", "landmarks"), ("trajectory_nystrom", "iterations"),
+        ("orthoformer", "prototypes"), ("performer", "features")])
+    def test_a_size_may_be_any_whole_number(self, scheme, option, number):
+        x, outs = randn(2, 18, 48), []
+        for value in (2, number):
+            torch.manual_seed(SEED)
+            outs.append(va.ATTENTION[scheme][0](48, 4, **{option: value}).double()(x, (3, 2, 3)))
+        same(*outs, 0)
 
     @every_step
     def test_shared_options_reach_every_step(self, step):
@@ -2330,6 +2371,37 @@ class TestBlocksThatDiffer:
         with pytest.raises(ValueError, match="2 schemes for depth=3"):
             tiny(["space", "joint"], depth=3)
 
+    def test_a_tuple_of_schemes(self):
+        model = tiny(("space", "joint"))
+        steps = [type(block.steps[0]) for block in model.blocks]
+        assert steps == [va.SpaceAttention, va.JointAttention]
+
+    def test_of_two_classes_of_one_name_the_last_is_meant(self):
+        """A config names classes, so the one before could not be told from it."""
+        def make(factor):
+            class Scaled(va.Attention):
+                mechanism = staticmethod(lambda q, k, v, grid: factor * v)
+            return Scaled
+
+        first, last = make(1.0), make(100.0)
+        assert type(tiny([last]).blocks[0].steps[0]) is last
+        with pytest.raises(ValueError, match="Scaled"):
+            tiny([first])
+        del va.Attention.known["Scaled"]
+
+    def test_neighbours_are_patches(self):
+        """LVT has no class token: that is said when the model is built."""
+        for kind in ("clip", "frame"):
+            with pytest.raises(ValueError, match=f"class_token='{kind}'.*neighbours"):
+                tiny("lvt", class_token=kind)
+
+    @pytest.mark.parametrize("options", [
+        dict(head="temporal", head_depth=0), dict(head="temporal", head_depth=1.5),
+        dict(mlp_ratio=0.01), dict(image_size=None), dict(patch_size=None)], ids=str)
+    def test_sizes_that_leave_nothing(self, options):
+        with pytest.raises(ValueError, match="whole number"):
+            tiny("space", **options)
+
     def test_class_tokens_that_all_blocks_agree_on(self):
         """One per frame if every scheme has one per frame, else one for the clip."""
         schemes = [
@@ -2344,7 +2416,10 @@ class TestBlocksThatDiffer:
     @pytest.mark.parametrize("attention, message", [
         ("divded", "divded.*space.*divided"), ([], "attention="), (["a", "b"], "attention='a'"),
         (va.SpaceAttention, "list"), ([nn.Dropout(0.5)], "step"), ([nn.Linear], "Linear"),
-        ([va.space_attention], "step"), ([{"step": "Spacey"}], "step")], ids=repr)  # fmt: skip
+        ([va.space_attention], "step"), ([{"step": "Spacey"}], "Spacey"),
+        ([{"window": 2}], "window"), ([["space"], ["joint"]], "'space'"), ([3], "step 3"),
+        ([partial(va.LinearAttention, 24, 4, "time")], "partial of one by keyword")],
+        ids=repr)  # fmt: skip
     def test_what_is_no_scheme_is_named(self, attention, message):
         with pytest.raises(ValueError, match=message):
             tiny(attention) if attention != "divded" else va.VideoTransformer("divded")
@@ -2452,6 +2527,20 @@ class TestAdapters:
                 hook.remove()
         same(model(video), before, 0)
 
+    def test_the_fast_form_is_left_for_all_that_watches_a_layer(self):
+        """Also hooks of the way back, and a forward that was put in the place of its own."""
+        module, x, calls = va.TrajectoryAttention(24, 4), torch.randn(1, 18, 24), []
+        before = module(x, (3, 2, 3))
+        for register in (module.proj_kv.register_full_backward_hook,
+                         module.proj_kv.register_full_backward_pre_hook):
+            hook = register(lambda *_: calls.append(1))
+            module(x, (3, 2, 3)).sum().backward()
+            hook.remove()
+        assert len(calls) == 2
+        own = module.proj_kv.forward
+        module.proj_kv.forward = lambda x: own(x) + torch.arange(48.0)
+        assert distance(module(x, (3, 2, 3)), before) > 0.1
+
     @pytest.mark.filterwarnings("ignore")
     @every_scheme
     def test_dynamic_quantisation(self, name):
@@ -2517,6 +2606,31 @@ class TestPrecision:
         expected = va.linear_attention(q, k, v, None)
         actual = va.linear_attention(q.to(dtype), k.to(dtype), v.to(dtype), None).float()
         assert distance(actual, expected) < 0.01
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+    def test_what_needs_float32_has_it_under_autocast(self, dtype):
+        """Also where what comes in is float32: autocast would round the products."""
+        A = torch.randn(2, 9, 9).softmax(dim=-1)
+        (q, k, v), tokens = torch.rand(3, 2, 7, 5), torch.randn(4, 60, 16)
+        calls = [
+            lambda: va.iterative_inverse(A),
+            lambda: va.attend_linearly(q, k, v),
+            lambda: va.favor_features(q, torch.ones(6, 5), over=(-1,)),
+            lambda: va.most_orthogonal_subset(tokens, 20)]
+        for call in calls:
+            expected = call()
+            with torch.autocast("cpu", dtype=dtype):
+                same(call(), expected, 0)
+        expected = va.attend_linearly(q, k.to(dtype).float(), v.to(dtype).float())
+        mixed = va.attend_linearly(q, k=k.to(dtype), v=v.to(dtype))
+        assert mixed.dtype is torch.float32
+        same(mixed, expected, 1e-6)
+        half = va.attend_linearly(q=q.to(dtype), k=k.to(dtype), v=v.to(dtype))
+        assert half.dtype is dtype and distance(half.float(), expected) < 0.01
+
+    def test_integers_are_not_cut_off(self):
+        x = torch.tensor([[[[1], [2]]]], dtype=torch.uint8)
+        same(va.attend_linearly(x, x, x), torch.full((1, 1, 2, 1), 5 / 3), 1e-5)
 
     @pytest.mark.parametrize("bias", [0.0, -4.0, -8.0])
     def test_gates_that_are_nearly_closed(self, bias):
@@ -2738,7 +2852,7 @@ class TestTokens:
             assert ((model(video) - model(video.flip(2))).abs().max() > 1e-6) == told
 
     @pytest.mark.parametrize("shape, message", [
-        ((2, 6, 3, 16, 24), r"2, 6, 3, 16, 24.* 3 channels"),
+        ((2, 6, 3, 16, 24), r"2, 6, 3, 16, 24.*'channels': 3"),
         ((3, 6, 16, 24), r"channels.*height, width"),
         ((2, 3, 5, 16, 24), r"\(5, 16, 24\) must divide into patches .*\(2, 8, 8\)"),
         ((2, 3, 6, 20, 24), r"\(6, 20, 24\) must divide"),
@@ -3241,7 +3355,7 @@ class Letters(dict):
 class ShapeChecker:
     """Traces every call into the file and compares each shape comment with what its line has made.
 
-    Every comment is also read with two letters swapped: what it found wrong by then is in `noticed`.
+    Every comment is also read with two letters swapped; the lines found wrong then are `noticed`.
     """
 
     swaps = [("T", "S"), ("T", "h"), ("h", "B")]

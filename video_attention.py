@@ -37,8 +37,7 @@ SKELETON    a step is one attention module, a scheme lists the steps of one bloc
                 @shapes(...) and require(...) only check, and may be left out
 
 CONTENTS    search for the words in capitals
-    CONTRACT (skip it at first), SOFTMAX ATTENTION,
-    GROUPS OF TOKENS, PROJECTIONS                                 what all of them are built from
+    CONTRACT (skip it at first), SOFTMAX ATTENTION, GROUPS OF TOKENS, PROJECTIONS    foundations
     SPACE, JOINT SPACE-TIME, DIVIDED, SPARSE LOCAL-GLOBAL, AXIAL  TimeSformer
     FACTORISED DOT-PRODUCT                                        ViViT
     TEMPORAL WINDOW, SHIFTED WINDOWS, POOLED                      X-ViT; Video Swin; MViT
@@ -94,7 +93,8 @@ def shapes(contract):
 
 def check_shapes(contract, wanted, given):
     """ValueError with the contract, what was given and what to mend, unless all sizes fit."""
-    sizes, got = {}, {name: getattr(given.get(name), "shape", None) for name in wanted}
+    sizes = dict(getattr(given.get("self"), "expects", {}))  # what the module was built for
+    got = {name: getattr(given.get(name), "shape", None) for name in wanted}
     for name, axes in wanted.items():
         n, shape = len(axes) - 1, got[name] if isinstance(given.get(name), torch.Tensor) else ()
         shape = (shape[:-n], *shape[-n:]) if axes[0] == "..." else shape
@@ -103,9 +103,10 @@ def check_shapes(contract, wanted, given):
         require(fits, "needs {}, got {}: make {} a torch.Tensor of {}", contract, got, name, sizes)
     N, grid = sizes.get("C + T*S", sizes.get("T*S")), given.get("grid")
     if N is not None and grid is not None:
-        fits = isinstance(grid, (tuple, list)) and len(grid) == 3 and float not in map(type, grid)
+        fits = isinstance(grid, (tuple, list)) and len(grid) == 3
+        fits = fits and all(hasattr(n, "__index__") and n >= 1 for n in grid)
         C = (0, 1, grid[0])[: 3 if "C + T*S" in sizes else 1] if fits else ()
-        fits = fits and min(grid) >= 1 and N - math.prod(grid) in C
+        fits = fits and N - math.prod(grid) in C
         require(fits, "{} tokens on {}: needs T*H*W patches and C in {}; got {}", N, grid, C, got)
 
 def check_input(module, x):
@@ -114,12 +115,6 @@ def check_input(module, x):
     fits = (x.dtype, x.device) == (weight.dtype, weight.device) or (x.device == weight.device
         and x.is_floating_point() and x.itemsize < 8 and torch.is_autocast_enabled(x.device.type))
     require(fits, "input {} {}, weights {} {}", x.dtype, x.device, weight.dtype, weight.device)
-
-def whole(number, name, least=1):
-    """An int from an int, a numpy integer or a float without a fraction."""
-    fits = isinstance(number, (int, float, np.number)) and number % 1 == 0 and number >= least
-    require(fits, "{}={!r} must be a whole number, {} or more", name, number, least)
-    return int(number)
 
 # ==== SOFTMAX ATTENTION ===========================================================================
 @shapes("q (..., I, d), k (..., J, d), v (..., J, e)")
@@ -135,7 +130,7 @@ def attend(q, k, v, return_weights=False):
     if not return_weights:
         out = F.scaled_dot_product_attention(q, k, v)
         # On a CPU, below 16 keys, this kernel loses a NaN in q; adding 0 * NaN restores it.
-        return out if k.shape[-2] >= 16 else out + 0 * q.detach().mean(dim=-1, keepdim=True)
+        return out if k.shape[-2] >= 16 else out + (0 * q.detach()).sum(dim=-1, keepdim=True)
     d = q.shape[-1]
     scores = torch.einsum("...id,...jd->...ij", q / math.sqrt(d), k)  # (..., I, J)
     weights = scores.softmax(dim=-1)
@@ -145,12 +140,12 @@ def attend(q, k, v, return_weights=False):
 def in_float32(function):
     """Numerical safety, apart from the mathematics: half precision is raised to float32 inside."""
     @functools.wraps(function)
-    def raised(x, *rest, **options):
-        if x.itemsize > 2:
-            return function(x, *rest, **options)
-        with torch.autocast(x.device.type, enabled=False):
-            up = [y.float() if isinstance(y, torch.Tensor) else y for y in (x, *rest)]
-            return function(*up, **options).to(x.dtype)
+    def raised(*args, **options):
+        x, half = [*args, *options.values()][0], (torch.float16, torch.bfloat16)
+        up = lambda y: y.float() if torch.is_tensor(y) and y.dtype in half else y
+        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
+            out = function(*map(up, args), **{name: up(y) for name, y in options.items()})
+        return out.to(x.dtype) if x.dtype in half and out.is_floating_point() else out
     return raised
 
 # ==== GROUPS OF TOKENS: many mechanisms are exact attention inside small groups ===================
@@ -216,6 +211,12 @@ def cut(n, size, displaced=0):
     return [slice(start, stop) for start, stop in zip(edges, edges[1:])]
 
 # ==== PROJECTIONS: what every attention module shares =============================================
+def whole(number, name, least=1):
+    """An int from an int, a numpy integer or a float without a fraction."""
+    fits = isinstance(number, (int, float, np.number)) and number % 1 == 0 and number >= least
+    require(fits, "{}={!r} must be a whole number, {} or more", name, number, least)
+    return int(number)
+
 class Attention(nn.Module):
     """Project to q, k and v, let the mechanism attend, project back.
 
@@ -237,20 +238,23 @@ class Attention(nn.Module):
     def __init__(self, dim, heads, dropout=0.0, zero_init=None, qkv_bias=True, **options):
         super().__init__()
         dim, self.heads = whole(dim, "dim"), whole(heads, "heads")
-        known = list(inspect.signature(self.mechanism).parameters)[4:]  # after q, k, v and the grid
-        known = [] if inspect.ismethod(self.mechanism) else known  # a method takes none
-        require(set(options) <= set(known), "options {}, known are {}", list(options), known)
         fits = dim % self.heads == 0 and zero_init in (None, "proj", "extra")
         require(fits, "dim={} over heads={}; zero_init={}: proj, extra", dim, heads, zero_init)
+        self.expects = {"D": dim}
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
         self.extra = nn.Linear(dim, dim) if zero_init == "extra" else None
-        self.dropout = nn.Dropout(dropout)
-        self.zero_init, self.options = zero_init, options
+        self.dropout, self.zero_init = nn.Dropout(dropout), zero_init
         self.start_at_zero()
+        is_whole = lambda x: isinstance(x, (int, float, np.number)) and x % 1 == 0  # 2.0, not 0.5
+        self.options = {o: whole(x, o, least=0) if is_whole(x) else x for o, x in options.items()}
         if options:  # try them on 2 x 2 x 2 patches, so that a bad value is found here
             x = torch.empty(1, self.heads, 8, dim // self.heads, device="meta")
-            self.mechanism(x, x, x, (2, 2, 2), **options)
+            known = list(inspect.signature(self.mechanism).parameters)[4:]  # after the grid
+            try:
+                self.mechanism(x, x, x, (2, 2, 2), **self.options)
+            except Exception as error:
+                raise ValueError(f"options {options}, known {known}: {error}"[:2000]) from None
 
     def start_at_zero(self):
         if self.zero_init is not None:
@@ -490,7 +494,7 @@ def window_attention(q, k, v, grid, window=1):
     Source      https://arxiv.org/abs/2106.05968 eq. 7, X-ViT
     Copy with   attend, into_groups, out_of_groups
     """
-    require(window >= 0 and window % 1 == 0, "window={} must be 0, 1, 2, ... frames", window)
+    require(hasattr(window, "__index__") and window >= 0, "window={!r}: 0, 1, ... frames", window)
     T, C = grid[0], q.shape[2] - math.prod(grid)
     frames = [into_groups(x, grid, "(B T) h (H W) d") for x in (q, k, v)]
     q, k, v = (rearrange(x, "(B T) h L d -> B h T L d", T=T) for x in frames)
@@ -530,10 +534,10 @@ def shifted_window_attention(q, k, v, grid, size=(8, 7, 7), displaced=(0, 0, 0))
     return attend_in_boxes(q, k, v, grid, itertools.product(*cuts))
 
 class ShiftedWindowAttention(Attention):
-    """Windows of `size` (frames, rows, columns), displaced by half of it if `displaced`."""
+    """Windows of `size`, see as_sizes, displaced by half of it if `displaced`."""
     def __init__(self, dim, heads, size=(8, 7, 7), displaced=False, **shared):
         super().__init__(dim, heads, **shared)
-        self.size = [whole(n, "size") for n in size]
+        self.size = as_sizes(size)
         self.displaced = [n // 2 if displaced else 0 for n in self.size]
 
     def mechanism(self, q, k, v, grid):
@@ -599,8 +603,7 @@ def summary_attention(q, k, v, grid):
     """
     T, C = grid[0], q.shape[2] - math.prod(grid)
     q, k, v = (into_groups(x, grid, "(B T) h (H W) d") for x in (q, k, v))
-    k = torch.cat([k, frame_means(k, T, C)], dim=2)
-    v = torch.cat([v, frame_means(v, T, C)], dim=2)
+    k, v = (torch.cat([x, frame_means(x, T, C)], dim=2) for x in (k, v))
     return out_of_groups(attend(q, k, v), grid, "(B T) h (H W) d", C)
 
 class SummaryAttention(Attention):
@@ -625,11 +628,12 @@ def mix_frames(x, T, window=1, moved=0.5):
     in equal parts from the 2*window other frames.
     """
     frames = rearrange(x, "(B T) h L d -> B T h L d", T=T)
-    offsets = [sign * i for i in range(1, window + 1) for sign in (1, -1)]  # 1, -1, 2, -2, ...
     d = x.shape[-1]
-    share = int(moved * d / max(1, len(offsets)) + 1e-6)  # channels from each; .58 * 50 is 28.99...
-    fits = window >= 0 and 0 <= moved <= 1 and (share > 0 or moved * window == 0)
+    share = int(moved * d / max(1, 2 * window) + 1e-6)  # channels from each; .58 * 50 is 28.99...
+    fits = hasattr(window, "__index__") and window >= 0 and 0 <= moved <= 1
+    fits = fits and (share > 0 or moved * window == 0)
     require(fits, "window={}, moved={} (0..1) of d={} leaves no channels to move", window, moved, d)
+    offsets = [sign * i for i in range(1, window + 1) for sign in (1, -1)]  # 1, -1, 2, -2, ...
     mixed = [shift(frames[..., i * share : (i + 1) * share], offset, axis=1)
              for i, offset in enumerate(offsets)]
     rest = frames[..., len(offsets) * share :]
@@ -664,8 +668,7 @@ def mixing_attention(q, k, v, grid, window=1, moved=0.5, summary=False):
         k_mixed = torch.cat([k_mixed, frame_means(k, T, C)], dim=2)
         v_mixed = torch.cat([v_mixed, frame_means(v, T, C)], dim=2)
     # y_st = sum_s' softmax_s'(q_st . k~_s't / sqrt(d)) v~_s't
-    out = attend(q, k_mixed, v_mixed)
-    return out_of_groups(out, grid, "(B T) h (H W) d", C)
+    return out_of_groups(attend(q, k_mixed, v_mixed), grid, "(B T) h (H W) d", C)
 
 class MixingAttention(Attention):
     mechanism = staticmethod(mixing_attention)
@@ -673,7 +676,6 @@ class MixingAttention(Attention):
 # ==== TRAJECTORY: attend to every frame separately, then along the path that this gives ===========
 # Objects move, so the same position in another frame is another object. Each patch first attends to
 # every frame separately; the T tokens found are its trajectory. Then it attends to these T tokens.
-
 @shapes("q (B, h, I, d), k, v (B, h, T*S, d)")
 def attend_per_frame(q, k, v, T, attention=None):
     """First stage: what each query finds in each frame, its trajectory of T tokens.
@@ -760,8 +762,8 @@ class TrajectoryAttention(Attention):
 
     def second_stage(self, y, proj_q, proj_kv):
         # The fast form reads proj_kv.weight; an adapter or a quantised layer has to be called.
-        hooked = proj_kv._forward_hooks or proj_kv._forward_pre_hooks
-        if type(proj_kv) is not nn.Linear or hooked:
+        hooked = any(hooks for name, hooks in vars(proj_kv).items() if name.endswith("_hooks"))
+        if type(proj_kv) is not nn.Linear or hooked or "forward" in vars(proj_kv):
             return attend_along_trajectories(y, proj_q, proj_kv)
         return attend_along_trajectories_fast(y, proj_q, proj_kv)
 
@@ -770,6 +772,7 @@ class TrajectoryAttention(Attention):
         return trajectory_attention(q, k, v, grid, self.proj_q, self.proj_kv, *stages)
 
 # ==== ORTHOFORMER: a few tokens stand for all, those that differ most =============================
+@in_float32
 def most_orthogonal_subset(x, count, start=0, criterion="cosine"):
     """Pick `count` vectors greedily, each as orthogonal as can be to those before it (algorithm 1).
 
@@ -784,12 +787,12 @@ def most_orthogonal_subset(x, count, start=0, criterion="cosine"):
     """
     fits = 1 <= count <= x.shape[-2] > start >= 0 and criterion in ("cosine", "inner product")
     require(fits, "count={} of {}, start={}, criterion={}", count, x.shape, start, criterion)
-    x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+    x = x.detach()
     over = (-1,) if criterion == "cosine" else (-2, -1)  # scale each or all alike: squares fit
     x = x / x.abs().amax(over, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
     x = F.normalize(x, dim=-1) if criterion == "cosine" else x
     similarity = (x @ x.transpose(-1, -2)).abs()  # (..., n, n)
-    pick = torch.full((*x.shape[:-2], 1, 1), start, device=x.device)
+    pick = torch.full((*x.shape[:-2], 1, 1), start, dtype=torch.long, device=x.device)
     score, picked = torch.zeros_like(similarity[..., :1, :]), [pick]  # score (..., 1, n)
     for _ in range(count - 1):
         newest = similarity.gather(-2, pick.expand_as(score))  # (..., 1, n), to the newest pick
@@ -853,7 +856,7 @@ def orthoformer_attention(q, k, v, grid, prototypes):
 
     Cost        4*(C + T*S)*P*D        beside choosing the prototypes
     Source      https://arxiv.org/abs/2106.05392 eq. 10; orthoformer_helper.py:69
-    Copy with   attend, most_orthogonal_subset, orthogonal_prototypes
+    Copy with   attend, in_float32, most_orthogonal_subset, orthogonal_prototypes
     """
     found = attend(prototypes, k, v)  # (B, h, P, d)
     return attend(q, prototypes, found)
@@ -913,9 +916,8 @@ def nystrom_attention(q, k, v, grid, landmarks=128, iterations=6):
 
         Y = softmax(Q K~^T) softmax(Q~ K~^T)^+ (softmax(Q~ K^T) V),   all scores / sqrt(d)
 
-    Q~ and K~ are means of `landmarks` segments of tokens, or all tokens when these are fewer. With
-    every token a landmark it becomes exact as iterations grow, A A^+ A = A; 6 leave an error of a
-    few per cent.
+    Q~ and K~ are means of `landmarks` segments of tokens, all of them if fewer. With every token a
+    landmark it becomes exact as iterations grow, A A^+ A = A; 6 leave an error of a few per cent.
 
     Cost        4*(C + T*S)*P*D + 2*P**2*D + 24*h*P**3        with 6 iterations
     Source      https://arxiv.org/abs/2102.03902 eq. 13; Motionformer's nystrom_helper.py:35
@@ -946,10 +948,10 @@ class NystromAttention(Attention):
 class NystromTrajectoryAttention(TrajectoryAttention):
     def __init__(self, dim, heads, landmarks=128, iterations=6, **shared):
         super().__init__(dim, heads, **shared)
-        self.landmarks, self.iterations = whole(landmarks, "landmarks"), iterations
+        self.sizes = whole(landmarks, "landmarks"), whole(iterations, "iterations", least=0)
 
     def first_stage(self, q, k, v, T):
-        return nystrom_per_frame(q, k, v, T, self.landmarks, self.iterations)
+        return nystrom_per_frame(q, k, v, T, *self.sizes)
 
 # ==== LINEAR: weights that are products, so that K^T V is computed first ==========================
 @shapes("q (..., I, M), k (..., J, M), v (..., J, e)")
@@ -1051,8 +1053,8 @@ class LinearAttention(Attention):
         super().__init__(dim, heads, **shared)
         reads = {None: 0, "own": 1, "qk": 2, "qkv": 3}
         fits = axis in ("time", "space") or axis == "joint" and not neighbours
-        message = "axis={}: time, space, joint without neighbours; fixation={}: own, qk, qkv"
-        require(fits and fixation in reads and 0 <= moved <= 1, message, axis, fixation)
+        message = "axis={}: time, space, joint (no neighbours); fixation={}: own, qk, qkv; moved={}"
+        require(fits and fixation in reads and 0 <= moved <= 1, message, axis, fixation, moved)
         self.axis, self.fixation, self.feature_map = axis, fixation, feature_map
         self.neighbours, self.moved = neighbours, moved
         self.skips_class_token = axis == "time"
@@ -1075,10 +1077,10 @@ class LinearAttention(Attention):
         share = int(self.moved * x.shape[1] * x.shape[3] / len(steps) + 1e-6)  # see mix_frames
         return shift_from_neighbours(x, grid, steps, share)
 
-    def mechanism(self, q, k, v, grid, gates=None):  # gates replaces self.gates
+    def mechanism(self, q, k, v, grid):
         if self.neighbours:
             k, v = self.neighbourhood(k, grid), self.neighbourhood(v, grid)
-        gates = gates or (self.gates if self.fixation else None)
+        gates = self.gates if self.fixation else None
         attention = lambda q, k, v: linear_attention(q, k, v, None, gates, self.feature_map)
         if self.axis == "joint":
             return attention(q, k, v)
@@ -1171,7 +1173,6 @@ ATTENTION = {
     "lvt": [partial(LinearAttention, axis="time", fixation="qkv", neighbours=True),
             partial(LinearAttention, axis="space", fixation="qkv", neighbours=True)],
 }
-
 # A class token shared by all frames would let frames exchange information where a paper limits it.
 CLASS_TOKEN = dict.fromkeys(["space", "window", "mixing", "summary", "mixing_summary"], "frame")
 CLASS_TOKEN |= dict.fromkeys(["factorised", "factorised_heads", "shifted_windows", "lvt"], "none")
@@ -1187,6 +1188,7 @@ class PatchEmbedding(nn.Module):
     """
     def __init__(self, patch_size, dim, channels=3, stride=None):
         super().__init__()
+        self.expects = {"channels": channels}
         self.patch_size, self.overlap = as_sizes(patch_size), stride is not None
         stride = as_sizes(stride) if self.overlap else self.patch_size
         padding = [n // 2 for n in self.patch_size] if self.overlap else 0
@@ -1196,15 +1198,12 @@ class PatchEmbedding(nn.Module):
     @shapes("video (B, channels, frames, height, width)")
     def forward(self, video):
         check_input(self, video)
-        shape, channels = video.shape, self.proj.in_channels
-        require(shape[1] == channels, "video {} needs {} channels before frames", shape, channels)
         grid = self.grid(video.shape[2:])
         return self.norm(rearrange(self.proj(video), "B D T H W -> B (T H W) D")), grid
 
     def grid(self, sizes):
         """The grid (T, H, W) of a video of (frames, height, width)."""
-        sizes, patch = tuple(sizes), self.patch_size
-        stride = self.proj.stride
+        sizes, patch, stride = tuple(sizes), self.patch_size, self.proj.stride
         fits = all(n >= p and n % p == 0 for n, p in zip(sizes, patch)) or self.overlap
         fits = fits and all(n <= p for n, p in zip(stride, patch))
         message = "video of {} must divide into patches {}; patch_stride {} must leave no gaps"
@@ -1214,7 +1213,7 @@ class PatchEmbedding(nn.Module):
 
 def as_sizes(size):
     """An int p -> (1, p, p), a pair (rows, columns) -> (1, rows, columns), a triple as it is."""
-    size = [size, size] if np.isscalar(size) else list(size)
+    size = list(size) if isinstance(size, (tuple, list, np.ndarray)) else [size, size]
     size = [1, *size] if len(size) == 2 else size
     require(len(size) == 3, "size {}: an int, (rows, columns) or (frames, rows, columns)", size)
     return tuple(whole(n, "size") for n in size)
@@ -1281,8 +1280,7 @@ class StochasticDepth(nn.Dropout):
 
 class MLP(nn.Module):
     """Every token by itself, x (B, N, D) -> (B, N, D). With depthwise, hidden channels also see
-    their 3 x 3 neighbours in the frame, which tells positions apart (LVT; patches only).
-    """
+    their 3 x 3 neighbours in the frame, which tells positions apart (LVT; patches only)."""
     def __init__(self, dim, hidden, dropout=0.0, depthwise=False, gelu="none"):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
@@ -1306,6 +1304,7 @@ class Block(nn.Module):
     """
     def __init__(self, dim, steps, mlp, drop_path=0.0, eps=1e-6):
         super().__init__()
+        self.expects = {"D": dim}
         self.steps = nn.ModuleList(steps)
         self.norms = nn.ModuleList(nn.LayerNorm(dim, eps=eps) for step in self.steps)
         self.mlp = mlp
@@ -1326,7 +1325,7 @@ class TemporalAttentionHead(nn.Module):
         super().__init__()
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.blocks = nn.ModuleList()
-        for _ in range(depth):
+        for _ in range(whole(depth, "head_depth")):
             step = JointAttention(dim, heads, qkv_bias=False)
             self.blocks.append(Block(dim, [step], MLP(dim, 4 * dim), eps=1e-5))
 
@@ -1417,7 +1416,7 @@ class VideoTransformer(nn.Module):
         for i, scheme in enumerate(schemes):
             steps = [step(dim, heads, **(dict(dropout=dropout) | step.keywords))
                      for step in steps_of(scheme)]
-            mlp = MLP(dim, round(dim * mlp_ratio), dropout, depthwise, gelu)
+            mlp = MLP(dim, whole(round(dim * mlp_ratio), "dim*mlp_ratio"), dropout, depthwise, gelu)
             self.blocks.append(Block(dim, steps, mlp, drop_path * i / max(depth - 1, 1)))
         pooling = head, head_mlp, head_hidden, heads, head_depth, class_token == "frame"
         self.head = Head(dim, num_classes, *pooling, dropout)
@@ -1462,7 +1461,7 @@ def completed(config):
     attention, depth = config["attention"], config["depth"]
     if callable(attention) and not isinstance(attention, (type, partial)):
         schemes = [attention(i) for i in range(depth)]
-    elif isinstance(attention, list) and any(isinstance(x, (str, list)) for x in attention):
+    elif isinstance(attention, (list, tuple)) and {str, list} & set(map(type, attention)):
         schemes = attention
     else:
         schemes = [attention] * depth
@@ -1471,9 +1470,10 @@ def completed(config):
     class_token = config["class_token"] or (kinds.pop() if len(kinds) == 1 else "clip")
     head = config["head"] or ("mean" if class_token == "none" else "class")
     fits = class_token in ("clip", "frame", "none") and (class_token, head) != ("none", "class")
-    fits = fits and (class_token == "none" or not config["depthwise"])  # which takes patches only
+    near = any(step.keywords.get("neighbours") for scheme in schemes for step in steps_of(scheme))
+    fits = fits and (class_token == "none" or not (near or config["depthwise"]))  # patches only
     fits = fits and config["gelu"] in ("none", "tanh") and as_sizes(config["image_size"])[0] == 1
-    message = "class_token={!r}: clip, frame, none (not with head={!r}; depthwise needs none); "
+    message = "class_token={!r}: clip, frame, none (neighbours, depthwise; not with head={!r}); "
     message += "gelu={!r}: none, tanh; image_size={!r}: an int or (height, width)"
     require(fits, message, class_token, head, config["gelu"], config["image_size"])
     words = lambda steps: [dict(step=step.func.__name__, **step.keywords) for step in steps]
@@ -1487,12 +1487,12 @@ def steps_of(scheme):
     """
     steps = []
     for step in scheme if isinstance(scheme, (list, tuple)) else ATTENTION.get(str(scheme), ()):
-        if isinstance(step, dict):
+        if isinstance(step, dict) and step.get("step") in Attention.known:
             options = dict(step)
-            step = partial(Attention.known.get(options.pop("step"), object), **options)
-        step = step if isinstance(step, partial) else partial(step)
-        fits = isinstance(step.func, type) and issubclass(step.func, Attention)
-        require(fits, "step {!r} must be a subclass of Attention or a partial of one", step.func)
+            step = partial(Attention.known[options.pop("step")], **options)
+        step = partial(step) if isinstance(step, type) else step
+        fits = isinstance(step, partial) and step.func in Attention.known.values() and not step.args
+        require(fits, "step {!r}: no imported Attention class, or partial of one by keyword", step)
         steps.append(step)
     require(len(steps) > 0, "attention={!r}: a list of steps or one of {}", scheme, list(ATTENTION))
     return steps

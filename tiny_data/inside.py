@@ -36,6 +36,7 @@ import inspect
 import math
 import operator
 from contextlib import contextmanager
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -222,7 +223,7 @@ def linear_in_values(module, x, grid):
 
     elif isinstance(module, va.LinearAttention) and module.fixation:
         held = gates_in_use(module, q, k, v, grid)
-        mix = lambda v: module.mechanism(q, k, v, grid, gates=lambda *features: held)
+        mix = lambda v: with_gates(module, lambda *features: held, q, k, v, grid)
     else:
         mix = lambda v: module.mechanism(q, k, v, grid, **module.options)
     v = F.pad(v, (0, 0, skipped, 0)).requires_grad_()
@@ -239,14 +240,20 @@ def projected(module, x, grid):
 @torch.no_grad()
 def gates_in_use(module, q, k, v, grid):
     """The gates g_q and g_k that the mechanism asks for on the way, for groups of tokens."""
-    used = []
+    used, own = [], module.gates
 
     def gates(*features):
-        used.extend(module.gates(*features))
+        used.extend(own(*features))
         return used
 
-    module.mechanism(q, k, v, grid, gates=gates)
+    with_gates(module, gates, q, k, v, grid)
     return tuple(used)
+
+
+def with_gates(module, gates, q, k, v, grid):
+    """What the mechanism gives with other gates in the place of its own."""
+    with patch.object(module, "gates", gates):
+        return module.mechanism(q, k, v, grid)
 
 
 def options_of(module):

@@ -42,10 +42,14 @@ C = (0, 1, grid[0])[: 3 if "C + T*S" in sizes else 1] if fits else ()
     C = (0, 1)[: 2 if "C + T*S" in sizes else 1] if fits else ()
 C = (0, 1, grid[0])[: 3 if "C + T*S" in sizes else 1] if fits else ()
     C = (0, 1, grid[0]) if fits else ()
-fits = isinstance(grid, (tuple, list)) and len(grid) == 3 and float not in map(type, grid)
-    fits = isinstance(grid, (tuple, list)) and len(grid) == 3
-fits = fits and min(grid) >= 1 and N - math.prod(grid) in C
-    fits = fits and N - math.prod(grid) in C
+fits = fits and all(hasattr(n, "__index__") and n >= 1 for n in grid)
+    fits = fits and all(n >= 1 for n in grid)
+fits = fits and all(hasattr(n, "__index__") and n >= 1 for n in grid)
+    fits = fits and all(hasattr(n, "__index__") for n in grid)
+fits = fits and N - math.prod(grid) in C
+    fits = fits
+sizes = dict(getattr(given.get("self"), "expects", {}))
+    sizes = {}
 
 check_input | TestContract or TestTokens
 and x.is_floating_point() and x.itemsize < 8 and torch.is_autocast_enabled(x.device.type))
@@ -70,8 +74,10 @@ out = F.scaled_dot_product_attention(q, k, v)
     out = F.scaled_dot_product_attention(q, k, v, scale=1 / q.shape[-1])
 out = F.scaled_dot_product_attention(q, k, v)
     out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-return out if k.shape[-2] >= 16 else out + 0 * q.detach().mean(dim=-1, keepdim=True)
+return out if k.shape[-2] >= 16 else out + (0 * q.detach()).sum(dim=-1, keepdim=True)
     return out
+return out if k.shape[-2] >= 16 else out + (0 * q.detach()).sum(dim=-1, keepdim=True)
+    return out if k.shape[-2] >= 16 else out + 0 * q.detach().sum(dim=-1, keepdim=True)
 
 attend_in_groups | TestSpace
 out = (attention or attend)(q, k, v)
@@ -118,18 +124,22 @@ fits = dim % self.heads == 0 and zero_init in (None, "proj", "extra")
     fits = zero_init in (None, "proj", "extra")
 fits = dim % self.heads == 0 and zero_init in (None, "proj", "extra")
     fits = dim % self.heads == 0
-known = [] if inspect.ismethod(self.mechanism) else known
-    known = known
-require(set(options) <= set(known), "options {}, known are {}", list(options), known)
-    require(True, "options {}, known are {}", list(options), known)
-self.mechanism(x, x, x, (2, 2, 2), **options)
+self.options = {o: whole(x, o, least=0) if is_whole(x) else x for o, x in options.items()}
+    self.options = {o: int(x) if is_whole(x) else x for o, x in options.items()}
+self.options = {o: whole(x, o, least=0) if is_whole(x) else x for o, x in options.items()}
+    self.options = options
+is_whole = lambda x: isinstance(x, (int, float, np.number)) and x % 1 == 0
+    is_whole = lambda x: isinstance(x, (int, float, np.number))
+self.mechanism(x, x, x, (2, 2, 2), **self.options)
     options
+except Exception as error:
+    except ValueError as error:
 self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
     self.qkv = nn.Linear(dim, 3 * dim)
 self.proj = nn.Linear(dim, dim)
     self.proj = nn.Linear(dim, dim, bias=False)
-self.dropout = nn.Dropout(dropout)
-    self.dropout = nn.Dropout(0.0)
+self.dropout, self.zero_init = nn.Dropout(dropout), zero_init
+    self.dropout, self.zero_init = nn.Dropout(0.0), zero_init
 layer = self.proj if self.zero_init == "proj" else self.extra
     layer = self.proj
 nn.init.zeros_(layer.weight)
@@ -212,8 +222,8 @@ near = slice(max(0, t - window), t + window + 1)
     near = slice(max(0, t - window), t + 1)
 out = rearrange(torch.stack(out), "T B h L d -> (B T) h L d")
     out = rearrange(torch.stack(out), "T B h L d -> (T B) h L d")
-require(window >= 0 and window % 1 == 0, "window={} must be 0, 1, 2, ... frames", window)
-    require(True, "window={} must be 0, 1, 2, ... frames", window)
+require(hasattr(window, "__index__") and window >= 0, "window={!r}: 0, 1, ... frames", window)
+    require(True, "window={!r}: 0, 1, ... frames", window)
 out.append(attend(q[:, :, t], k[:, :, near].flatten(2, 3), v[:, :, near].flatten(2, 3)))
     out.append(attend(q[:, :, t], k[:, :, near].flatten(2, 3), k[:, :, near].flatten(2, 3)))
 out.append(attend(q[:, :, t], k[:, :, near].flatten(2, 3), v[:, :, near].flatten(2, 3)))
@@ -262,10 +272,10 @@ return repeat(means, "(B means) h d -> (B T) h means d", means=T, T=T)
     return repeat(means, "(means B) h d -> (B T) h means d", means=T, T=T)
 
 summary_attention | TestSummary
-k = torch.cat([k, frame_means(k, T, C)], dim=2)
-    k = torch.cat([k, frame_means(v, T, C)], dim=2)
-v = torch.cat([v, frame_means(v, T, C)], dim=2)
-    v = torch.cat([v, frame_means(v, T, C).roll(1, 2)], dim=2)
+k, v = (torch.cat([x, frame_means(x, T, C)], dim=2) for x in (k, v))
+    k, v = (torch.cat([x, frame_means(v, T, C)], dim=2) for x in (k, v))
+k, v = (torch.cat([x, frame_means(x, T, C)], dim=2) for x in (k, v))
+    k, v = k, torch.cat([v, frame_means(v, T, C)], dim=2)
 
 shift | TestMixing
 offset = max(-n, min(n, offset))
@@ -278,14 +288,18 @@ return torch.cat([zeros, x.narrow(axis, 0, n + offset)], dim=axis)
 mix_frames | TestMixing
 offsets = [sign * i for i in range(1, window + 1) for sign in (1, -1)]
     offsets = [sign * i for i in range(1, window + 1) for sign in (-1, 1)]
-share = int(moved * d / max(1, len(offsets)) + 1e-6)
-    share = int(moved * d / max(1, len(offsets)))
-share = int(moved * d / max(1, len(offsets)) + 1e-6)
+share = int(moved * d / max(1, 2 * window) + 1e-6)
+    share = int(moved * d / max(1, 2 * window))
+share = int(moved * d / max(1, 2 * window) + 1e-6)
     share = int(moved * d / (window + 1) + 1e-6)
 frames = rearrange(x, "(B T) h L d -> B T h L d", T=T)
     frames = rearrange(x, "(T B) h L d -> B T h L d", T=T)
-fits = window >= 0 and 0 <= moved <= 1 and (share > 0 or moved * window == 0)
+fits = fits and (share > 0 or moved * window == 0)
+    fits = fits
+fits = hasattr(window, "__index__") and window >= 0 and 0 <= moved <= 1
     fits = window >= 0 and 0 <= moved <= 1
+fits = hasattr(window, "__index__") and window >= 0 and 0 <= moved <= 1
+    fits = hasattr(window, "__index__") and window >= 0
 
 mixing_attention | TestMixing
 k_mixed, v_mixed = (mix_frames(x, T, window, moved) for x in (k, v))
@@ -352,14 +366,16 @@ out = (second_stage or attend_along_trajectories)(y, proj_q, proj_kv)
     out = attend_along_trajectories(y, proj_q, proj_kv)
 
 TrajectoryAttention | TestTrajectory or TestNystrom
-if type(proj_kv) is not nn.Linear or hooked:
-    if type(proj_kv) is not nn.Linear:
-if type(proj_kv) is not nn.Linear or hooked:
-    if hooked:
-if type(proj_kv) is not nn.Linear or hooked:
+if type(proj_kv) is not nn.Linear or hooked or "forward" in vars(proj_kv):
+    if type(proj_kv) is not nn.Linear or "forward" in vars(proj_kv):
+if type(proj_kv) is not nn.Linear or hooked or "forward" in vars(proj_kv):
+    if type(proj_kv) is not nn.Linear or hooked:
+if type(proj_kv) is not nn.Linear or hooked or "forward" in vars(proj_kv):
+    if hooked or "forward" in vars(proj_kv):
+if type(proj_kv) is not nn.Linear or hooked or "forward" in vars(proj_kv):
     if True:
-hooked = proj_kv._forward_hooks or proj_kv._forward_pre_hooks
-    hooked = proj_kv._forward_hooks
+hooked = any(hooks for name, hooks in vars(proj_kv).items() if name.endswith("_hooks"))
+    hooked = any(hooks for name, hooks in vars(proj_kv).items() if name == "_forward_hooks")
 stages = self.first_stage, self.second_stage
     stages = None, self.second_stage
 
@@ -386,12 +402,10 @@ pick = score.round(decimals=5).argmin(dim=-1, keepdim=True)
     pick = score.round(decimals=5).argmax(dim=-1, keepdim=True)
 pick = score.round(decimals=5).argmin(dim=-1, keepdim=True)
     pick = score.argmin(dim=-1, keepdim=True)
-pick = torch.full((*x.shape[:-2], 1, 1), start, device=x.device)
-    pick = torch.full((*x.shape[:-2], 1, 1), 0, device=x.device)
-x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
-    x = x.detach()
-x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+pick = torch.full((*x.shape[:-2], 1, 1), start, dtype=torch.long, device=x.device)
+    pick = torch.full((*x.shape[:-2], 1, 1), 0, dtype=torch.long, device=x.device)
+x = x.detach()
+    x = x
 
 orthogonal_prototypes | TestPrototypes
 candidates = torch.cat([q, k], dim=2).index_select(2, spaced)
@@ -480,14 +494,28 @@ q_means, k_means = segment_means(q, P, T), segment_means(k, P, T)
     q_means, k_means = segment_means(q, P), segment_means(k, P)
 
 NystromTrajectoryAttention | TestNystrom
-return nystrom_per_frame(q, k, v, T, self.landmarks, self.iterations)
-    return nystrom_per_frame(q, k, v, T, self.landmarks)
-return nystrom_per_frame(q, k, v, T, self.landmarks, self.iterations)
+return nystrom_per_frame(q, k, v, T, *self.sizes)
+    return nystrom_per_frame(q, k, v, T, self.sizes[0])
+return nystrom_per_frame(q, k, v, T, *self.sizes)
     return nystrom_per_frame(q, k, v, T)
+self.sizes = whole(landmarks, "landmarks"), whole(iterations, "iterations", least=0)
+    self.sizes = whole(landmarks, "landmarks"), iterations
 
 in_float32 | TestPrecision or TestLinear
-up = [y.float() if isinstance(y, torch.Tensor) else y for y in (x, *rest)]
-    up = [x, *rest]
+up = lambda y: y.float() if torch.is_tensor(y) and y.dtype in half else y
+    up = lambda y: y
+up = lambda y: y.float() if torch.is_tensor(y) and y.dtype in half else y
+    up = lambda y: y.float() if torch.is_tensor(y) else y
+out = function(*map(up, args), **{name: up(y) for name, y in options.items()})
+    out = function(*map(up, args), **options)
+with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
+    if True:
+return out.to(x.dtype) if x.dtype in half and out.is_floating_point() else out
+    return out
+return out.to(x.dtype) if x.dtype in half and out.is_floating_point() else out
+    return out.to(x.dtype) if x.dtype in half else out
+return out.to(x.dtype) if x.dtype in half and out.is_floating_point() else out
+    return out.to(x.dtype) if out.is_floating_point() else out
 
 attend_linearly | TestLinear or TestPerformer or TestFixation
 def attend_linearly(q, k, v, eps=1e-6):
@@ -716,8 +744,10 @@ self.blocks.append(Block(dim, steps, mlp, drop_path * i / max(depth - 1, 1)))
     self.blocks.append(Block(dim, steps, mlp, drop_path))
 steps = [step(dim, heads, **(dict(dropout=dropout) | step.keywords))
     steps = [step(dim, heads)
-mlp = MLP(dim, round(dim * mlp_ratio), dropout, depthwise, gelu)
-    mlp = MLP(dim, round(dim * mlp_ratio), dropout, depthwise)
+mlp = MLP(dim, whole(round(dim * mlp_ratio), "dim*mlp_ratio"), dropout, depthwise, gelu)
+    mlp = MLP(dim, whole(round(dim * mlp_ratio), "dim*mlp_ratio"), dropout, depthwise)
+mlp = MLP(dim, whole(round(dim * mlp_ratio), "dim*mlp_ratio"), dropout, depthwise, gelu)
+    mlp = MLP(dim, round(dim * mlp_ratio), dropout, depthwise, gelu)
 self.norm, self.head.norm = self.head.norm, self.norm
     self.head.norm = self.norm
 self.norm = nn.LayerNorm(dim, eps=1e-6)
@@ -748,8 +778,10 @@ class_token = config["class_token"] or (kinds.pop() if len(kinds) == 1 else "cli
     class_token = config["class_token"] or kinds.pop()
 head = config["head"] or ("mean" if class_token == "none" else "class")
     head = config["head"] or "mean"
-fits = fits and (class_token == "none" or not config["depthwise"])
-    fits = fits
+fits = fits and (class_token == "none" or not (near or config["depthwise"]))
+    fits = fits and (class_token == "none" or not near)
+fits = fits and (class_token == "none" or not (near or config["depthwise"]))
+    fits = fits and (class_token == "none" or not config["depthwise"])
 fits = fits and config["gelu"] in ("none", "tanh") and as_sizes(config["image_size"])[0] == 1
     fits = fits and config["gelu"] in ("none", "tanh")
 fits = fits and config["gelu"] in ("none", "tanh") and as_sizes(config["image_size"])[0] == 1
@@ -760,10 +792,12 @@ return config | dict(attention=schemes, class_token=class_token, head=head)
     return config
 
 steps_of | TestConfig or TestBlocksThatDiffer
-step = partial(Attention.known.get(options.pop("step"), object), **options)
-    step = partial(Attention.known.get(options["step"], object))
-require(fits, "step {!r} must be a subclass of Attention or a partial of one", step.func)
-    require(True, "step {!r} must be a subclass of Attention or a partial of one", step.func)
+step = partial(Attention.known[options.pop("step")], **options)
+    step = partial(Attention.known[options["step"]])
+fits = isinstance(step, partial) and step.func in Attention.known.values() and not step.args
+    fits = isinstance(step, partial) and not step.args
+fits = isinstance(step, partial) and step.func in Attention.known.values() and not step.args
+    fits = isinstance(step, partial) and step.func in Attention.known.values()
 """
 
 

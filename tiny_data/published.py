@@ -116,14 +116,14 @@ class ReleasedLinearAttention(va.LinearAttention):
         require(segment is None or segment >= 1, "segment={}: 1 or more frames, or None", segment)
         self.segment = segment
 
-    def mechanism(self, q, k, v, grid, gates=None):
+    def mechanism(self, q, k, v, grid):
         T, H, W = grid
         t = self.segment or T
         require(T % t == 0, "T={} is no multiple of segment={}: give another, or None", T, t)
         text = "{} tokens on {}: LVT has no class token"
         require(q.shape[2] == T * H * W, text, q.shape[2], grid)
         q, k, v = (rearrange(x, "B h (n I) d -> (B n) h I d", n=T // t) for x in (q, k, v))
-        out = super().mechanism(q, k, v, (t, H, W), gates)
+        out = super().mechanism(q, k, v, (t, H, W))
         return rearrange(out, "(B n) h I d -> B h (n I) d", n=T // t)
 
 
