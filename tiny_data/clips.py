@@ -1,6 +1,6 @@
 """Your own clips: from uint8 frames to views, to a prediction, to the groups of an optimiser.
 
-    frames = ...                                            # (T, H, W, 3) uint8, from any decoder
+    frames = ...                                        # (T, H, W, 3) uint8, RGB, from any decoder
     video = views(frames, num_frames=8, stride=32, size=224, clips=1, crops=3, family="timesformer")
     probabilities = predict_views(model, video)             # (K,)
 
@@ -11,7 +11,9 @@ call. What padding would do to the logits is measured by
 """
 
 import math
+from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -21,7 +23,8 @@ import video_attention as va
 # shifts 0..255 to -1..1 and then applies mean and std of .5 to the result: together .75 and .25.
 PIXELS = {"timesformer": (0.45, 0.225), "motionformer": (0.5, 0.5), "xvit": (0.5, 0.5),
           "lvt": (0.5, 0.5), "vivit": (0.75, 0.25)}
-# Frames x stride of the released models, and clips x crops that their tests average (Kinetics-400).
+# Frames x stride of the released models that name it, at 30 frames a second; and clips x crops that
+# their tests average (Kinetics-400).
 SAMPLING = {"timesformer": (8, 32), "timesformer_hr": (16, 16), "timesformer_l": (96, 4),
             "motionformer": (16, 4), "motionformer_l": (32, 3), "xvit": (16, 16)}
 VIEWS = {"timesformer": (1, 3), "motionformer": (10, 3), "xvit": (1, 3), "lvt": (4, 3)}
@@ -34,70 +37,86 @@ def sample_frames(total, frames, stride=1, clips=1):
     a video is too short for the stride, the clip is all of it, evenly sampled. ValueError if it has
     fewer frames than a clip: ask for fewer, since T belongs to the call.
 
-    Differs     The releases' code repeats the last frame of a short video, and its clips begin
-                at the first frame but need not reach the last.
+    Differs     The releases' code repeats the last frame of a short video, its clips begin at the
+                first frame but need not reach the last, and it spreads a clip over frames*stride
+                frames of a video of 30 a second, so that 8 x 32 lie 36 apart. Here a stride is
+                counted in the frames that you have, whatever their rate.
 
     >>> sample_frames(10, frames=3, stride=2, clips=2).tolist()
     [[0, 2, 4], [5, 7, 9]]
     """
-    for name, number in dict(frames=frames, stride=stride, clips=clips).items():
-        va.require(number >= 1, "{}={} must be 1 or more", name, number)
-    text = "{} frames cannot give {} without padding: use frames={}"
-    va.require(total >= frames, text, total, frames, total)
+    frames, stride = va.whole(frames, "frames"), va.whole(stride, "stride")
+    clips, total = va.whole(clips, "clips"), va.whole(total, "total", least=0)
+    text = "a video of {} frames cannot give {} without padding: ask for no more than it has"
+    va.require(total >= frames, text, total, frames)
     span = min((frames - 1) * stride + 1, total)
     rest = total - span
-    first = torch.linspace(0, rest, clips) if clips > 1 else torch.tensor([rest / 2])  # (clips,)
-    steps = torch.linspace(0, span - 1, frames)  # (frames,)
+    line = partial(torch.linspace, dtype=torch.float64)  # float32 cannot count to 2**24 + 1
+    first = line(0, rest, clips) if clips > 1 else torch.tensor([rest / 2])  # (clips,)
+    steps = line(0, span - 1, frames)  # (frames,)
     return (first.floor()[:, None] + steps).round().long()  # (clips, frames)
 
 
 def to_video(frames, family="timesformer", size=None):
-    """uint8 frames (T, H, W, 3) -> a video (1, 3, T, H, W), pixels as in the family's release.
+    """uint8 RGB frames (T, H, W, 3) -> a video (1, 3, T, H, W), pixels as in the family's release.
 
-    With `size` in pixels the shorter side becomes that, the other keeps the ratio (bilinear).
+    With `size` in pixels the shorter side becomes that, the other keeps the ratio (bilinear). RGB
+    cannot be told from OpenCV's BGR: turn that by frames[..., ::-1].
 
     >>> to_video(torch.zeros(4, 60, 80, 3, dtype=torch.uint8), "xvit", size=30).shape
     torch.Size([1, 3, 4, 30, 40])
     """
-    frames = torch.as_tensor(frames)
-    text = "needs frames (T, H, W, 3) of uint8, got {} {}"
+    frames = as_tensor(frames)
+    text = "needs RGB frames (T, H, W, 3) of uint8, got {} {}"
     fits = frames.ndim == 4 and frames.shape[3] == 3 and frames.dtype == torch.uint8
     va.require(fits, text, tuple(frames.shape), frames.dtype)
     va.require(family in PIXELS, "family={!r}: use one of {}", family, ", ".join(PIXELS))
     mean, std = PIXELS[family]
     video = (frames.permute(0, 3, 1, 2) / 255 - mean) / std  # (T, 3, H, W)
     if size is not None:
-        scale = size / min(video.shape[2:])
-        sides = [max(size, round(side * scale)) for side in video.shape[2:]]
+        size, shorter = va.whole(size, "size"), min(video.shape[2:])
+        va.require(shorter >= 1, "frames {} have no pixels", tuple(frames.shape))
+        sides = [side * size // shorter for side in video.shape[2:]]
         video = F.interpolate(video, size=sides, mode="bilinear")
     return video.transpose(0, 1).unsqueeze(0)  # (1, 3, T, H, W)
+
+
+def as_tensor(frames):
+    """Frames as one tensor, from arrays in a list or turned round too."""
+    return frames if torch.is_tensor(frames) else torch.from_numpy(np.ascontiguousarray(frames))
 
 
 def views(frames, num_frames, stride, size, clips=1, crops=3, family="timesformer"):
     """Clips and crops of one video as in the papers, all crops of the first clip first.
 
     uint8 (T, H, W, 3) -> (clips*crops, 3, num_frames, size, size). Crops are squares of `size`
-    pixels, evenly spaced along the longer side; a single one is the centre.
+    pixels, evenly spaced along the longer side; a single one is the centre. Sides and places are
+    rounded as in the releases.
 
     >>> views(torch.zeros(20, 60, 80, 3, dtype=torch.uint8), 4, 4, 32, clips=2, crops=3).shape
     torch.Size([6, 3, 4, 32, 32])
     """
-    va.require(crops >= 1, "crops={} must be 1 or more", crops)
-    result = []
+    crops, num_frames = va.whole(crops, "crops"), va.whole(num_frames, "num_frames")
+    frames, result = as_tensor(frames), []
     for numbers in sample_frames(len(frames), num_frames, stride, clips):
-        video = to_video(torch.as_tensor(frames)[numbers], family, size)  # (1, 3, T, H, W)
+        video = to_video(frames[numbers], family, size)  # (1, 3, T, H, W)
         free = [side - size for side in video.shape[3:]]
         for i in range(crops):
             share = i / (crops - 1) if crops > 1 else 0.5
-            top, left = (math.floor(share * rest) for rest in free)
+            top, left = (math.ceil(share * rest) for rest in free)
             result.append(video[..., top : top + size, left : left + size])
     return torch.cat(result)
 
 
 @torch.no_grad()
 def predict_views(model, video):
-    """The mean over all views of the class probabilities: video (views, 3, T, H, W) -> (K,)."""
+    """The mean over all views of the class probabilities: video (views, 3, T, H, W) -> (K,).
+
+    Differs     Motionformer's code averages probabilities, TimeSformer's and X-ViT's logits, which
+                is model(video).mean(dim=0); their papers only say that views are averaged.
+    """
     va.require(not model.training, "the model is in training mode: call model.eval() first")
+    va.require(len(video) > 0, "there are no views to average")
     return model(video).softmax(dim=-1).mean(dim=0)
 
 
@@ -105,6 +124,7 @@ def predict_views(model, video):
 def predict_clips(model, clips):
     """Logits (len(clips), K) of videos (3, T, H, W): one call for every size, without padding."""
     va.require(not model.training, "the model is in training mode: call model.eval() first")
+    va.require(len(clips) > 0, "there are no clips to classify")
     sizes, logits = {}, [None] * len(clips)
     for i, clip in enumerate(clips):
         sizes.setdefault(tuple(clip.shape), []).append(i)
@@ -119,8 +139,12 @@ def layer_wise_parameters(model, rate, decay=0.75, weight_decay=0.05):
 
     torch.optim.AdamW(layer_wise_parameters(model, 1e-4)). Every layer learns at `decay` times the
     rate of the one above; patches and positions are the lowest. Biases, norms, class tokens and
-    positions have no weight decay. What is frozen (requires_grad is False) is left out.
+    positions have no weight decay. What is frozen (requires_grad is False) is left out. A model may
+    be compiled or wrapped for several devices.
     """
+    for wrapper in ("_orig_mod", "module"):  # torch.compile's, DistributedDataParallel's
+        model = getattr(model, wrapper, model)
+    va.require(isinstance(model, va.VideoTransformer), "{} has no blocks", type(model).__name__)
     depth, groups = len(model.blocks), {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
