@@ -2159,6 +2159,9 @@ class TestRegistry:
             va.ATTENTION[scheme][0](24, 4, **options)
         assert "\n" not in str(error.value)
 
+    def test_a_share_stays_a_share(self):
+        assert va.MixingAttention(48, 4, moved=0.25).options == {"moved": 0.25}
+
     @pytest.mark.parametrize("number", [2.0, np.int64(2), np.float32(2)], ids=repr)
     @pytest.mark.parametrize("scheme, option", [
         ("window", "window"), ("mixing", "window"),
