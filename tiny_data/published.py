@@ -370,6 +370,9 @@ IMAGE = [  # blocks.3.attn.qkv.weight -> blocks.3.steps.0.qkv.weight
     ("head.", ""),  # the image model's classes
     ("pre_logits.", ""),
 ]
+IN_EVERY_IMAGE_MODEL = re.compile(  # under the names that IMAGE gives
+    r"class_token|position\.(space|for_class)|(patches\.proj|norm)\..+"
+    r"|blocks\.\d+\.(norms\.0|steps\.0\.(qkv|proj)|mlp_norm|mlp\.fc1|mlp\.fc2)\..+")
 
 
 def renames_of(family, weights):
@@ -700,11 +703,13 @@ def load_image_weights(model, state_dict):
 
     The patch kernel goes to the central frame of a tubelet, attention and its norm to every
     attention step, the table of positions is resized; a joint one repeats it for every frame. What
-    an image model lacks stays as it was: the time table, layers that start at zero, the head.
+    an image model lacks stays as it was: the time table, layers that start at zero, other layers
+    that only video models have, the head.
 
     Unread stay the image model's classifier (head., pre_logits.) and, if the model has no class
     token, the image model's. ValueError for anything else that would be left unread, such as other
-    blocks, layer scales or a video model's keys; then the model is as it was.
+    blocks, layer scales or a video model's keys, and for a file without what every image model
+    has; then the model is as it was.
     """
     fits = isinstance(model, va.VideoTransformer)
     require(fits, "{} is no VideoTransformer", type(model).__name__)
@@ -715,14 +720,23 @@ def load_image_weights(model, state_dict):
     require(depth == len(model.blocks), text, depth, len(model.blocks))
     read = {"class_token", "position.for_class"} if model.class_token is None else set()
     weights = model.state_dict()
-    for key, own in weights.items():
-        source = image_name(model, key)
+    sources = {key: image_name(model, key) for key in weights}
+    for key, source in sources.items():
         if source in image:
             read.add(source)
-            weights[key] = adapted(key, image[source], model, own)
+            weights[key] = adapted(key, image[source], model, weights[key])
     unread = [key for key in image if key not in read]
     require(not unread, "this model has no place for {}", ", ".join(unread))
+    check_image(image, sources.values())
     return load(model, weights, "the image model")
+
+
+def check_image(image, sources):
+    """ValueError unless the image model has all of `sources` that every image model has."""
+    needed = [source for source in sources if source and IN_EVERY_IMAGE_MODEL.fullmatch(source)]
+    missing = [source for source in dict.fromkeys(needed) if source not in image]
+    text = "the image model is cut short, it lacks {} tensors that this model starts from: {}"
+    require(not missing, text, len(missing), ", ".join(missing))
 
 
 def image_name(model, key):

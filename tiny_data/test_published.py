@@ -622,6 +622,41 @@ class TestImageWeights:
             published.load_image_weights(model, change(image_state()))
         assert all(torch.equal(x, before[key]) for key, x in model.state_dict().items())
 
+    @pytest.mark.parametrize(
+        "cut, missing",
+        [
+            (r"\.attn\.", "8 tensors .*: blocks.0.steps.0.qkv.weight"),
+            (r"\.qkv\.bias", "2 tensors .*: blocks.0.steps.0.qkv.bias, blocks.1.steps.0.qkv.bias$"),
+            (r"\.norm1\.", "4 tensors .*: blocks.0.norms.0.weight"),
+            (r"\.norm2\.", "4 tensors .*: blocks.0.mlp_norm.weight"),
+            (r"\.mlp\.fc1\.", "4 tensors .*: blocks.0.mlp.fc1.weight"),
+            (r"\.mlp\.fc2\.", "4 tensors .*: blocks.0.mlp.fc2.weight"),
+            (r"^pos_embed", "2 tensors .*: position.for_class, position.space$"),
+            (r"^norm\.", "2 tensors .*: norm.weight, norm.bias$"),
+            (r"^cls_token", "1 tensors .*: class_token$"),
+            (r"^patch_embed.proj.bias", "1 tensors .*: patches.proj.bias$")])
+    def test_a_file_cut_short_is_refused_and_nothing_overwritten(self, cut, missing):
+        model = video_model("divided")
+        before = {key: x.clone() for key, x in model.state_dict().items()}
+        state = {key: x for key, x in image_state().items() if not re.search(cut, key)}
+        with pytest.raises(ValueError, match=missing):
+            published.load_image_weights(model, state)
+        assert all(torch.equal(x, before[key]) for key, x in model.state_dict().items())
+
+    def test_what_image_models_lack_may_be_missing(self):
+        """Depthwise convolutions, a norm of overlapping patches, gates, a temporal head; and no
+        class token where the model has none, no head anywhere."""
+        state = {key: x for key, x in image_state().items() if not key.startswith("head.")}
+        lvt = dict(class_token="none", depthwise=True, patch_stride=7, image_size=29)
+        model = video_model("lvt", position="separate", **lvt)
+        headless = {key: x for key, x in state.items() if key != "cls_token"}
+        published.load_image_weights(model, headless)
+        same(model.blocks[1].mlp.fc2.weight, state["blocks.1.mlp.fc2.weight"], 0)
+        gated = partial(va.LinearAttention, axis="space", fixation="qkv", shared_gate=False)
+        model = video_model([gated], class_token="frame", head="temporal", head_mlp="gelu")
+        published.load_image_weights(model, state)
+        same(model.norm.weight, state["norm.weight"], 0)
+
     def test_a_video_checkpoint_is_refused(self):
         for name in (
             "timesformer_divided",
