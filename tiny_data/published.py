@@ -375,6 +375,22 @@ IN_EVERY_IMAGE_MODEL = re.compile(  # under the names that IMAGE gives
     r"|blocks\.\d+\.(norms\.0|steps\.0\.(qkv|proj)|mlp_norm|mlp\.fc1|mlp\.fc2)\..+")
 
 
+COME_WITH = {  # (sign, needed): without the second, a file with the first reads as another model
+    "motionformer": [("pre_logits.", "head.")],
+    "xvit": [("consensus.", "consensus.cls_token"), ("consensus.", "consensus.temporal_encoder."),
+             ("consensus.", "consensus.mlp_head.")],
+    "lvt": [(".q_gate.", ".k_gate.")],  # one gate for both is called pgate
+}
+
+
+def check_whole(family, weights):
+    """ValueError for released keys that betray a cut, although those left are of another model."""
+    has = lambda part: any(part in key for key in weights)
+    text = "it is cut short, there are keys with {!r} but none with {!r}"
+    for sign, needed in COME_WITH.get(family, []):
+        require(has(needed) or not has(sign), text, sign, needed)
+
+
 def renames_of(family, weights):
     """The list of a family, its braces filled with what the released keys tell."""
     has = lambda part: any(part in key for key in weights)
@@ -602,16 +618,18 @@ def from_released(family, state_dict, slip=True, **overrides):
                              lambda i: [ReleasedMixingAttention] if i > 8 else "space"
                 With another num_classes the last layer is fresh, and a warning says so.
 
-    ValueError lists what is missing, unexpected or misshapen. Two cuts cannot be detected, because
-    the keys that are left are those of another model: a joint TimeSformer without its time table
-    reads as space-only, and a model of unusual width without its last blocks as a shallower one;
-    attention="joint" and depth= make both an error.
+    ValueError lists what is missing, unexpected or misshapen. Three cuts cannot be detected, as the
+    keys that are left are those of another model: a joint TimeSformer without its time table reads
+    as space-only, a model of unusual width without its last blocks as a shallower one, an X-ViT or
+    LVT without all of consensus. as one with the linear head new_fc, which they carry unused;
+    attention="joint", depth= and head_mlp="gelu" make them an error.
     """
     known = ", ".join(FAMILIES)
     require(family in FAMILIES, "family={!r} is unknown; use one of {}", family, known)
     weights = read_weights(state_dict)
     source = f"these {len(weights)} tensors are not a released {family}"
     try:
+        check_whole(family, weights)
         weights = renamed(weights, renames_of(family, weights))
         options = read_options(family, weights, overrides)
     except (ValueError, RuntimeError) as error:

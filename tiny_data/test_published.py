@@ -319,6 +319,27 @@ class TestRefused:
         state[key] = torch.cat([state[key], state[key][:1]])
         self.refused(f"proj_kv.{layer} has shape", "motionformer_trajectory_orig", state)
 
+    @pytest.mark.parametrize(
+        "name, cut, match",
+        [
+            ("motionformer_trajectory_orig", "head.", "'pre_logits.' but none with 'head.'"),
+            ("xvit_vit_16f_seg8", "mlp_head.", "'consensus.' but none with 'consensus.mlp_head.'"),
+            ("xvit_vit_16f_seg8", "temporal_encoder.", "none with 'consensus.temporal_encoder.'"),
+            ("xvit_vit_16f_seg8", "cls_token|temporal_encoder", "none with 'consensus.cls_token'"),
+            ("lvt_model_16f_seg8", "k_gate.", "'.q_gate.' but none with '.k_gate.'")])
+    @pytest.mark.parametrize("told", [{}, dict(num_classes=7)], ids=["", "num_classes"])
+    def test_a_cut_that_leaves_another_model(self, name, cut, match, told):
+        """Its keys tell: a hidden layer of the head without the last, a class token without its
+        layers, half of the gates. A missing head is an error with another num_classes, too."""
+        state = {key: x for key, x in released(name).items() if not re.search(cut, key)}
+        self.refused(f"cut short, .*{match}", name, state, **told)
+
+    @pytest.mark.parametrize("name", ["xvit_vit_16f_seg8", "lvt_model_16f_seg8"])
+    def test_without_all_of_the_consensus_only_head_mlp_tells(self, name):
+        state = {key: x for key, x in released(name).items() if "consensus." not in key}
+        same(loaded(name, state).head.classify[0].weight, state["new_fc.weight"], 0)
+        self.refused("head.classify.4.weight is missing", name, state, head_mlp="gelu")
+
     def test_a_gap_in_the_blocks(self):
         state = released("timesformer_divided")
         state = {key.replace("blocks.1.", "blocks.2."): x for key, x in state.items()}
