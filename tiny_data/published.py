@@ -486,10 +486,8 @@ def count_blocks(weights, prefix="blocks."):
 def read_sizes(weights, given):
     """The arguments that tensors tell in every family; `given` are those of the caller."""
     D, channels, *patch_size = tensor(weights, "patches.proj.weight", 5).shape
-    depth = count_blocks(weights)
-    hidden = len(tensor(weights, "blocks.0.mlp.fc1.weight", 2))
-    needed, held = depth * (4 * D * D + 2 * D * hidden), sum(x.numel() for x in weights.values())
-    require(held >= needed, "{} blocks of width {} take {} numbers, not {}", depth, D, needed, held)
+    depth, hidden = count_blocks(weights), len(tensor(weights, "blocks.0.mlp.fc1.weight", 2))
+    check_amount(weights, depth, D, hidden)
     usual = DEPTHS.get(D, depth)
     text = "{} blocks of width {}, where published models have {}: cut short? If not, give depth={}"
     require(depth == given.get("depth", usual), text, depth, D, usual, depth)
@@ -498,18 +496,32 @@ def read_sizes(weights, given):
     text = "width {} is no multiple of {} channels a head: give heads="
     require("heads" in given or D % d == 0, text, D, d)
     return dict(dim=D, depth=depth, heads=D // d, channels=channels, patch_size=tuple(patch_size),
-                mlp_ratio=hidden / D) | read_head(weights)
+                mlp_ratio=hidden / D) | read_head(weights, D)
 
 
-def read_head(weights):
+def check_amount(weights, depth, D, hidden):
+    """ValueError for fewer numbers than the blocks take, and for tables that are not D wide: their
+    length would be the clip's. Otherwise a small file could ask for a model of any size."""
+    layers = count_blocks(weights, "head.temporal.blocks.")  # 4*D is hidden in them
+    needed = depth * (4 * D * D + 2 * D * hidden) + layers * 12 * D * D
+    held, blocks = sum(x.numel() for x in weights.values()), depth + layers
+    text = "{} blocks of width {} take {} numbers, not {}"
+    require(held >= needed, text, blocks, D, needed, held)
+    for name in ("position.space", "position.time", "position.joint"):
+        shape = tuple(weights[name].shape) if name in weights else (1, 0, D)
+        require(shape == (1, shape[1], D), "{} {} is not (1, positions, {})", name, shape, D)
+
+
+def read_head(weights, D):
     """The classes, and the hidden layer of the classifier if it has one."""
     names = sorted(key for key in weights if re.fullmatch(r"head\.classify\.\d\.weight", key))
     require(names, "the classifier is missing")
-    options = dict(num_classes=len(tensor(weights, names[-1], 2)))
-    if len(names) > 1:
-        options |= dict(head_mlp="tanh" if len(names) == 2 else "gelu")
-        options |= dict(head_hidden=len(tensor(weights, names[-2], 2)))
-    return options
+    layers, width = [tensor(weights, name, 2) for name in names[-2:]], D
+    for name, layer in zip(names[-2:], layers):  # the last decides num_classes, the other its width
+        require(layer.shape[1] == width, "{} {} must read {}", name, tuple(layer.shape), width)
+        width = len(layer)
+    hidden = dict(head_mlp="tanh" if len(names) == 2 else "gelu", head_hidden=len(layers[0]))
+    return dict(num_classes=width) | (hidden if len(names) > 1 else {})
 
 
 def read_timesformer(weights, given, sizes):

@@ -521,6 +521,52 @@ class TestHostileFiles:
         self.refused(state | many, "do not have the same keys")
         self.refused(state | {"model.head.weight": torch.zeros(0, 24)}, "not empty")
 
+    @pytest.mark.parametrize(
+        "name, sizes, match",
+        [
+            (
+                "xvit_vit_16f_seg8",
+                {f"consensus.mlp_head.{i}.weight": (3000, 1) for i in (1, 4)},
+                r"classify.1.weight \(3000, 1\) must read 16"),
+            (
+                "xvit_vit_16f_seg8",
+                {"consensus.mlp_head.1.weight": (24, 16), "consensus.mlp_head.4.weight": (3000, 1)},
+                r"classify.4.weight \(3000, 1\) must read 24"),
+            (
+                "motionformer_trajectory_orig",
+                {"pre_logits.fc.weight": (3000, 1)},
+                r"classify.0.weight \(3000, 1\) must read 24"),
+            (
+                "timesformer_divided",
+                {"model.head.weight": (3000, 1)},
+                r"classify.0.weight \(3000, 1\) must read 24"),
+            (
+                "timesformer_divided",
+                {"model.pos_embed": (1, 1 + 40**2, 1)},
+                r"position.space \(1, 1600, 1\) is not \(1, positions, 24\)"),
+            (
+                "timesformer_divided",
+                {"model.time_embed": (1, 3000, 1)},
+                r"position.time \(1, 3000, 1\) is not"),
+            (
+                "hf_vivit",
+                {"vivit.embeddings.position_embeddings": (1, 1 + 3200, 1)},
+                r"position.joint \(1, 3200, 1\) is not")])
+    def test_a_small_file_of_a_large_model(self, name, sizes, match, monkeypatch):
+        """Thin layers and tables whose length alone would be memory are refused, nothing built."""
+        monkeypatch.setattr(va, "VideoTransformer", None)
+        with pytest.raises(ValueError, match=match):
+            loaded(name, released(name) | {key: torch.zeros(size) for key, size in sizes.items()})
+
+    def test_many_layers_of_a_temporal_head_that_hold_nothing(self, monkeypatch):
+        monkeypatch.setattr(va, "VideoTransformer", None)
+        state = released("xvit_vit_16f_seg8")
+        layer = [key for key in state if "temporal_encoder.0" in key]
+        for i in range(1, 60):
+            state |= {key.replace("encoder.0", f"encoder.{i}"): torch.zeros(1) for key in layer}
+        with pytest.raises(ValueError, match="62 blocks of width 16 take"):
+            loaded("xvit_vit_16f_seg8", state)
+
     def test_messages_are_short(self):
         state = {f"key_{i}_{'x' * 100}": torch.zeros(1) for i in range(1000)}
         self.refused(state, "1000 keys are unexpected")
