@@ -17,6 +17,7 @@ import warnings
 import zipfile
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -201,11 +202,22 @@ def read_weights(source):
     source = source if path is None else read_file(path)
     text = "needs a path or a dictionary of tensors, got {}"
     require(isinstance(source, dict), text, type(source).__name__)
-    for nesting in ("model_state", "state_dict", "model"):
+    for nesting in 2 * ("model_state", "state_dict", "model"):  # in each other, in any order
         source = source[nesting] if isinstance(source.get(nesting), dict) else source
     weights = {str(key): x.detach() for key, x in source.items() if isinstance(x, torch.Tensor)}
+    check_others(source, weights)
     check_tensors(weights, math.inf if path is None else os.path.getsize(path))
     return {key: x.to(torch.get_default_dtype()) for key, x in weights.items()}
+
+
+def check_others(source, weights):
+    """ValueError for arrays, which would be left out in silence, and for a nesting unheard of."""
+    arrays = [str(key) for key, x in source.items() if isinstance(x, np.ndarray)]
+    text = "{} weights are NumPy arrays: hand over torch.from_numpy(x) for each of {}"
+    require(not arrays, text, len(arrays), ", ".join(arrays))
+    nested = [repr(key) for key, x in source.items() if isinstance(x, dict)]
+    text = "no tensor is among the keys {}: hand over the weights alone, what is under {}"
+    require(weights or not nested, text, ", ".join(map(str, source)), " or ".join(nested))
 
 
 def check_tensors(weights, size):

@@ -101,6 +101,8 @@ def as_timesformer(model):
     state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].squeeze(2)
     return state | {"pos_embed": torch.cat(table, dim=1)}
 
+NESTINGS = ["model_state", "state_dict", "model", "model/state_dict", "state_dict/model"]
+
 class TestReleased:
     """from_released beyond the numbers: what it reads, infers and refuses."""
 
@@ -246,7 +248,7 @@ class TestReleased:
             if own[key].shape != theirs[key].shape or not own[key].equal(theirs[key])]
         assert len(differ) == 2 and all(key.startswith("head.classify.") for key in differ)
 
-    @pytest.mark.parametrize("nesting", ["model_state", "state_dict", "model", "prefix", "file"])
+    @pytest.mark.parametrize("nesting", [*NESTINGS, "prefix", "file"])
     def test_unwraps(self, nesting, tmp_path):
         state, expected = (
             released("timesformer_divided"),
@@ -257,7 +259,8 @@ class TestReleased:
             torch.save({"epoch": 3, "model_state": state}, tmp_path / "released.pyth")
             state = tmp_path / "released.pyth"
         else:
-            state = {nesting: state, "epoch": 3}
+            for key in reversed(nesting.split("/")):
+                state = {key: state, "epoch": 3}
         actual = loaded("timesformer_divided", state).state_dict()
         assert all(torch.equal(actual[key], expected[key]) for key in expected)
 
@@ -417,6 +420,26 @@ class TestRefused:
         for source in (None, [1], nn.Linear(2, 2)):
             with pytest.raises(ValueError, match="a path or a dictionary"):
                 published.from_released("timesformer", source)
+
+    @pytest.mark.parametrize("kept", ["", "norm.weight", "a.key"])
+    def test_numpy_arrays_are_named(self, kept):
+        """All weights, one of them, or one that the model does not have."""
+        state = released("timesformer_divided") | {"model.a.key": torch.zeros(3)}
+        state |= {key: x.numpy() for key, x in state.items() if kept in key}
+        self.refused("NumPy arrays: .*torch.from_numpy.* of .*model.*" + kept, state=state)
+        image = image_state() | {"a.key": torch.zeros(3)}
+        image |= {key: x.numpy() for key, x in image.items() if kept in key}
+        with pytest.raises(ValueError, match="torch.from_numpy"):
+            published.load_image_weights(video_model("divided"), image)
+
+    def test_an_unknown_nesting_names_the_keys(self):
+        state = released("timesformer_divided")
+        for key in ("state_dict_ema", "model_ema", "weights", "module"):
+            match = f"no tensor is among the keys epoch, {key}: .*alone, what is under '{key}'$"
+            self.refused(match, state={"epoch": 3, key: state})
+            with pytest.raises(ValueError, match=match):
+                published.load_image_weights(video_model("divided"), {"epoch": 3, key: state})
+        self.refused("under 'a' or 'b'", state={"a": state, "b": state})
 
     def test_unknown_family_is_named(self):
         with pytest.raises(ValueError, match="'timesfomer'.*timesformer"):
