@@ -617,7 +617,7 @@ def read_joint(weights, given, sizes):
 def square_side(positions):
     """Rows, and columns, of a table that is square."""
     side = math.isqrt(positions)
-    text = "a table of {} positions is not square: give image_size=(height, width)"
+    text = "a table of {} positions is not square: give the image_size=(height, width) it is for"
     require(side * side == positions, text, positions)
     return side
 
@@ -744,9 +744,10 @@ def load_image_weights(model, state_dict):
     """Start a video model from an image transformer (timm's keys) as the papers do -> model.
 
     The patch kernel goes to the central frame of a tubelet, attention and its norm to every
-    attention step, the table of positions is resized; a joint one repeats it for every frame. What
-    an image model lacks stays as it was: the time table, layers that start at zero, other layers
-    that only video models have, the head.
+    attention step, the table of positions is resized; a joint one repeats it for every frame. The
+    table is of a square, or else has the model's own rows and columns. What an image model lacks
+    stays as it was: the time table, layers that start at zero or that only video models have, the
+    head.
 
     Unread stay the image model's classifier (head., pre_logits.) and, if the model has no class
     token, the image model's. ValueError for anything else that would be left unread, such as other
@@ -798,6 +799,10 @@ def adapted(key, x, model, own):
     if key not in ("position.space", "position.joint"):
         return x
     T, H, W = model.position.grid
-    side = square_side(x.shape[1])
+    side = math.isqrt(x.shape[1])
+    old = (side, side) if side * side == x.shape[1] else (H, W)
+    text = "a table of {} positions is not square and not the model's {} x {}: build the model "
+    text += "with the image model's image_size, in calls of another the positions are interpolated"
+    require(math.prod(old) == x.shape[1], text, x.shape[1], H, W)
     frames = T if key == "position.joint" else 1
-    return va.resize_positions(x, (side, side), (H, W)).repeat(1, frames, 1)
+    return va.resize_positions(x, old, (H, W)).repeat(1, frames, 1)

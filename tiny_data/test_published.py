@@ -406,6 +406,7 @@ class TestRefused:
         state = released("timesformer_divided")
         state["model.pos_embed"] = torch.zeros(1, 1 + 24, 24)
         self.refused("24 positions is not square.*image_size", state=state)
+        self.refused("24 positions is not square.*it is for", state=state, image_size=(40, 56))
         assert loaded("timesformer_divided", state, image_size=(32, 48)).position.grid == (4, 4, 6)
 
     @pytest.mark.parametrize("family", ["motionformer", "xvit", "lvt", "vivit"])
@@ -678,6 +679,19 @@ class TestImageWeights:
         same(model.position.space, va.resize_positions(table, (4, 4), (5, 7)), 0)
         model = published.load_image_weights(video_model("joint", position="joint"), state)
         same(model.position.joint, table.repeat(1, 6, 1), 0)
+
+    def test_a_table_that_is_not_square(self):
+        """Taken where it has the model's rows and columns; the advice for others helps."""
+        state = image_state() | {"pos_embed": torch.randn(1, 1 + 24, 24)}
+        with pytest.raises(ValueError, match="24 positions is not square.*the model's 4 x 4"):
+            published.load_image_weights(video_model("divided"), state)
+        for position in ("space", "joint"):
+            model = video_model("joint", position=position, image_size=(32, 48))
+            published.load_image_weights(model, state)
+            frames, table = (6, model.position.joint) if position == "joint" else (
+                1, model.position.space)
+            same(table, state["pos_embed"][:, 1:].repeat(1, frames, 1), 0)
+        assert model(torch.randn(1, 3, 6, 32, 32)).shape == (1, 3)
 
     def test_a_norm_after_pooling(self):
         state = image_state()
