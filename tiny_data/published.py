@@ -10,6 +10,7 @@ resizing. Every model made here is a VideoTransformer: VideoTransformer(**model.
 again, and after load_state_dict(model.state_dict()) the logits are the same to the last bit.
 """
 
+import codecs
 import math
 import os
 import re
@@ -62,8 +63,16 @@ PRESETS = {
 
 def preset(name, **overrides):
     """A published model, untrained: preset("lvt", depth=4). Overrides are VideoTransformer's."""
-    require(name in PRESETS, "preset {!r} is unknown; choose one of {}", name, ", ".join(PRESETS))
+    known = isinstance(name, str) and name in PRESETS
+    require(known, "preset {!r} is unknown; choose one of {}", name, ", ".join(PRESETS))
+    check_image_size(overrides)
     return va.VideoTransformer(**PRESETS[name] | overrides)
+
+
+def check_image_size(options):
+    """ValueError for None, which is no size and not the usual one either."""
+    text = "image_size=None: give an int or (height, width), or leave it out"
+    require(options.get("image_size", 224) is not None, text)
 
 
 # ==== WHAT ONLY A RELEASE DOES ====================================================================
@@ -96,8 +105,7 @@ def mix_joined_heads(x, grid, moved, segment):
     B, h, N, d = x.shape
     C = N - T * H * W
     require(C in (0, T), "{} class tokens on {}: mixing needs one per frame, or none", C, grid)
-    text = "T={} is no multiple of segment={}: give another, or None"
-    require(T % segment == 0, text, T, segment)
+    check_segments(T, segment)
     share = math.floor(moved * h * d / 2 + 1e-9)  # from either neighbour
     parts = []
     for tokens in x.split([C, N - C], dim=2):
@@ -106,6 +114,13 @@ def mix_joined_heads(x, grid, moved, segment):
         mixed = torch.cat([va.shift(ahead, 1, axis=2), va.shift(behind, -1, axis=2), rest], dim=4)
         parts.append(rearrange(mixed, "B n t I (h d) -> B h (n t I) d", h=h))
     return torch.cat(parts, dim=2)  # (B, h, N, d)
+
+
+def check_segments(T, segment):
+    """ValueError unless the frames of a clip divide into segments."""
+    text = "T={} is no multiple of segment={}: call with a multiple of {} frames, or build the "
+    text += "step with segment=None"
+    require(T % segment == 0, text, T, segment, segment)
 
 
 class ReleasedLinearAttention(va.LinearAttention):
@@ -120,7 +135,7 @@ class ReleasedLinearAttention(va.LinearAttention):
     def mechanism(self, q, k, v, grid):
         T, H, W = grid
         t = self.segment or T
-        require(T % t == 0, "T={} is no multiple of segment={}: give another, or None", T, t)
+        check_segments(T, t)
         text = "{} tokens on {}: LVT has no class token"
         require(q.shape[2] == T * H * W, text, q.shape[2], grid)
         q, k, v = (rearrange(x, "B h (n I) d -> (B n) h I d", n=T // t) for x in (q, k, v))
@@ -223,8 +238,10 @@ def check_others(source, weights):
 def check_tensors(weights, size):
     """ValueError unless all are dense numbers, and as many as are stored: `size` bytes at most."""
     usable = lambda x: x.is_floating_point() and x.layout == torch.strided and x.numel() > 0
-    odd = [f"{key} {x.dtype} {tuple(x.shape)}" for key, x in weights.items() if not usable(x)]
-    text = "weights must be floating-point, dense and not empty, but not so are {}"
+    odd = [f"{key} {x.dtype} {tuple(x.shape)} {x.device}" for key, x in weights.items()
+           if not usable(x) or x.is_meta]
+    text = "weights must be floating-point, dense, not empty and not on the device meta, but not "
+    text += "so are {}"
     require(not odd, text, ", ".join(odd))
     claimed = sum(x.numel() * x.element_size() for x in weights.values())
     storages = [x.untyped_storage() for x in weights.values()]
@@ -235,15 +252,20 @@ def check_tensors(weights, size):
 
 def read_file(path):
     """What torch.load gives for a path, without running code; ValueError for any other file."""
+    special = os.path.exists(path) and not os.path.isfile(path)  # reading a pipe may never end
+    require(not special, "{} is no regular file: give the path of a file of weights", path)
     with open(path, "rb") as file:
         start = file.read(64)
+    text_start = start.removeprefix(codecs.BOM_UTF8).lstrip().lower()
     for sign, what in NOT_WEIGHTS:
-        require(not start.lstrip().lower().startswith(sign), "{} is {}", path, what)
+        require(not text_start.startswith(sign), "{} is {}", path, what)
     text = "{} is a safetensors file: hand over what safetensors.torch.load_file gives"
     require(start[8:10] != b'{"', text, path)
     check_archive(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of pickles and TorchScript, with advice as below
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds, with advice that must not reach a user
         text = "{} is no readable file of weights ({}): it is cut short or damaged, or it holds "
         text += "more than tensors. Get it again, or save its tensors alone where you trust it"
@@ -650,6 +672,7 @@ def from_released(family, state_dict, slip=True, **overrides):
     """
     known = ", ".join(FAMILIES)
     require(family in FAMILIES, "family={!r} is unknown; use one of {}", family, known)
+    check_image_size(overrides)
     weights = read_weights(state_dict)
     source = f"these {len(weights)} tensors are not a released {family}"
     try:
@@ -713,6 +736,8 @@ def load(model, weights, source):
     """Fill the model, or raise one ValueError that lists all that is missing, unexpected or
     misshapen, and leave the model as it was."""
     own = model.state_dict()
+    text = "the model is on the device meta, which holds no numbers: build it without torch.device"
+    require(not any(x.is_meta for x in own.values()), text)
     shape = lambda x: tuple(x.shape)
     wrong = [f"{key} is missing" for key in own if key not in weights]
     wrong += [f"{key} is unexpected" for key in weights if key not in own]
@@ -735,8 +760,10 @@ def central_frame_kernel(kernel, frames):
     on the frame at frames // 2 of each tubelet: 1.6 points better on Kinetics-400 than an even
     spread (ViViT, table 1; also Motionformer).
     """
+    is_tensor = isinstance(kernel, torch.Tensor)
+    require(is_tensor, "kernel is of type {}, and must be a tensor", type(kernel).__name__)
     require(kernel.ndim == 4, "kernel {} must be (D, channels, p, q)", tuple(kernel.shape))
-    require(frames >= 1, "frames={} must be 1 or more", frames)
+    frames = va.whole(frames, "frames")
     return F.pad(kernel.unsqueeze(2), (0, 0, 0, 0, frames // 2, (frames - 1) // 2))
 
 

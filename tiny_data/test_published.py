@@ -154,7 +154,7 @@ class TestReleased:
     def test_segments_must_divide_the_clip(self):
         for name in ("xvit_vit_16f_seg8", "lvt_model_16f_seg8"):
             model = loaded(name)
-            with pytest.raises(ValueError, match="T=12 is no multiple of segment=8"):
+            with pytest.raises(ValueError, match="T=12 .*segment=8: call with a multiple of 8"):
                 model(clip_of(model)[:, :, :12])
         step = published.ReleasedMixingAttention(24, 3)
         with pytest.raises(ValueError, match="1 class tokens on .4, 2, 3.: .*one per frame"):
@@ -414,6 +414,26 @@ class TestRefused:
         with pytest.raises(ValueError, match=f"not a released {family}"):
             published.from_released(family, released("timesformer_divided"), heads=3)
 
+    def test_image_size_none_and_names_that_are_no_text(self):
+        with pytest.raises(ValueError, match="image_size=None: .*leave it out"):
+            published.from_released("timesformer", {}, image_size=None)
+        with pytest.raises(ValueError, match="image_size=None: .*leave it out"):
+            published.preset("timesformer", image_size=None)
+        with pytest.raises(ValueError, match=r"preset \[\] is unknown"):
+            published.preset([])
+
+    @pytest.mark.parametrize("keys", ["norm.bias", ""], ids=["one", "all"])
+    def test_the_device_meta_holds_no_numbers(self, keys):
+        state = released("timesformer_divided")
+        state = {key: x.to("meta") if keys in key else x for key, x in state.items()}
+        self.refused("not on the device meta.*norm[12]?.bias torch.float32 .24,. meta", state=state)
+
+    def test_a_model_on_the_device_meta(self):
+        with pytest.raises(ValueError, match="the model is on the device meta"):
+            published.load_image_weights(video_model("divided").to("meta"), image_state())
+        with torch.device("meta"), pytest.raises(ValueError, match="model is on the device meta"):
+            loaded("timesformer_divided")
+
     def test_nothing_of_the_kind(self):
         for state in ({}, {"weights": 3}, {"a.weight": torch.zeros(2)}):
             with pytest.raises(ValueError, match="not a released timesformer"):
@@ -473,6 +493,8 @@ class TestHostileFiles:
                 b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
                 "pointer.*git lfs pull"),
             (b"\n <!DOCTYPE html><html></html>", "web page"),
+            (b"\xef\xbb\xbfversion https://git-lfs.github.com/spec/v1\n", "pointer.*git lfs pull"),
+            (b"\xef\xbb\xbf\n<html></html>", "web page"),
             (b'{"error": "not found"}', "JSON"),
             (b"\x1f\x8b\x08\x00", "gzip"),
             (b"\x93NUMPY\x01\x00", "NumPy"),
@@ -482,6 +504,19 @@ class TestHostileFiles:
     def test_what_is_no_file_of_weights(self, content, match, tmp_path):
         (tmp_path / "weights.pyth").write_bytes(content)
         self.refused(tmp_path / "weights.pyth", match)
+
+    def test_a_pipe_and_a_folder(self, tmp_path, monkeypatch):
+        """Nobody writes into the pipe: opening it would wait for ever."""
+        monkeypatch.setattr("builtins.open", None)  # a mistake is red, and does not hang
+        os.mkfifo(tmp_path / "pipe")
+        self.refused(tmp_path / "pipe", "pipe is no regular file")
+        self.refused(tmp_path, "is no regular file")
+
+    def test_torchs_warnings_do_not_reach_the_user(self, tmp_path):
+        (tmp_path / "other.pyth").write_bytes(pickle.dumps({"a": 1}, protocol=4))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            self.refused(tmp_path / "other.pyth", r"UnpicklingError\): it is cut short or damaged")
 
     def test_npz(self, tmp_path):
         np.savez(tmp_path / "weights.npz", weight=np.zeros(3))
@@ -782,6 +817,12 @@ class TestImageWeights:
             published.central_frame_kernel(torch.zeros(2, 3, 4), 2)
         with pytest.raises(ValueError, match="frames=0"):
             published.central_frame_kernel(torch.zeros(2, 3, 4, 4), 0)
+        for kernel in (None, [1, 2]):
+            with pytest.raises(ValueError, match=f"type {type(kernel).__name__}, and must be"):
+                published.central_frame_kernel(kernel, 2)
+        for frames in (None, 1.5):
+            with pytest.raises(ValueError, match=f"frames={frames}"):
+                published.central_frame_kernel(torch.zeros(2, 3, 4, 4), frames)
 
 # ==== OWN CLIPS ===================================================================================
 
