@@ -365,7 +365,7 @@ y = (first_stage or attend_per_frame)(q[:, :, C:], k[:, :, C:], v[:, :, C:], gri
 out = (second_stage or attend_along_trajectories)(y, proj_q, proj_kv)
     out = attend_along_trajectories(y, proj_q, proj_kv)
 
-TrajectoryAttention | TestTrajectory or TestNystrom
+TrajectoryAttention | TestTrajectory or TestNystrom or TestAdapters
 if type(proj_kv) is not nn.Linear or hooked or "forward" in vars(proj_kv):
     if type(proj_kv) is not nn.Linear or "forward" in vars(proj_kv):
 if type(proj_kv) is not nn.Linear or hooked or "forward" in vars(proj_kv):
@@ -493,7 +493,7 @@ def nystrom_per_frame(q, k, v, T, landmarks=128, iterations=6):
 q_means, k_means = segment_means(q, P, T), segment_means(k, P, T)
     q_means, k_means = segment_means(q, P), segment_means(k, P)
 
-NystromTrajectoryAttention | TestNystrom
+NystromTrajectoryAttention | TestNystrom or TestRegistry
 return nystrom_per_frame(q, k, v, T, *self.sizes)
     return nystrom_per_frame(q, k, v, T, self.sizes[0])
 return nystrom_per_frame(q, k, v, T, *self.sizes)
