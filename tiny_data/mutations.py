@@ -739,7 +739,7 @@ hidden = hidden or dim
 "gelu": [nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(),
     "gelu": [nn.Identity(), nn.Linear(dim, hidden), nn.GELU(),
 
-VideoTransformer | TestInitialisation or TestBlock or TestHeads or TestTraining or TestOptions
+VideoTransformer | TestInitialisation or TestBlock or TestHeads or TestTraining or TestOptions or TestBlocksThatDiffer
 self.blocks.append(Block(dim, steps, mlp, drop_path * i / max(depth - 1, 1)))
     self.blocks.append(Block(dim, steps, mlp, drop_path))
 steps = [step(dim, heads, **(dict(dropout=dropout) | step.keywords))
