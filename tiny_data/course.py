@@ -18,11 +18,11 @@ BLANK       prints the file without the bodies of any functions, classes or Clas
 
 GRADE       takes a file, or a folder with NAME.py or NAME/student.py for each student. A file
             prints its report, a folder a table. With --to both write marks.csv, reports/NAME.md and
-            gradescope/NAME.json. Give the QUESTIONS that were handed out: the other functions are
-            in the students' files already.
+            gradescope/NAME.json, each student's as soon as it is known. Give the QUESTIONS that
+            were handed out: the other functions are in the students' files already.
             --jobs        submissions at a time; as many as there are cores if left out
             --seed        of the inputs; drawn anew if left out, and printed, to repeat a run
-            --gradescope  FILE for the results.json of a single submission
+            --gradescope  FILE for the results.json of a single submission, not of a folder
 
 KEY         prints right code and what earns the points of the "why" questions.
 
@@ -82,8 +82,11 @@ import argparse
 import json
 import secrets
 import sys
+import threading
 import time
 from pathlib import Path
+
+KINDS = ("wrong", "right", "cheats", "odd")  # of submissions whose marks are known
 
 
 def handout(words):
@@ -124,35 +127,48 @@ def grade(words):
     """Marks for a file or a folder of them."""
     from tiny_data.course_kit import grading, reports, sheet
 
-    path = Path(words.submission)
+    path, wanted = Path(words.submission), sheet.chosen(words.questions)
     if not path.exists():
         raise ValueError(f"{path} is not there")
-    wanted = sheet.chosen(words.questions)
+    if words.gradescope and path.is_dir():
+        raise ValueError(f"--gradescope is for one file, and {path} is a folder: use --to")
+    if words.gradescope:
+        target = Path(words.gradescope)
+        reports.ready("--gradescope", target.parent, target.name)
+    out = reports.Results(words.to) if words.to else None
     seed = words.seed if words.seed is not None else secrets.randbelow(10**6)
-    start = time.time()
     grader = grading.Grader(wanted, seed)
     if path.is_dir():
-        results = grading.grade_folder(grader, path, words.jobs or grading.default_jobs(), say)
-        print(reports.table(results))
-        minutes = (time.time() - start) / 60
-        print(
-            f"\n{len(results)} submissions in {minutes:.1f} minutes; --seed {seed} repeats this run"
-        )
+        results = grade_class(grader, path, words.jobs or grading.default_jobs(), out)
     else:
         results = [grader.grade(path)]
         print(reports.report(results[0]))
-        print(f"--seed {seed} repeats this run")
-    if words.to:
-        reports.write_all(results, words.to)
+    print(f"--seed {seed} repeats this run")
+    if out:
+        out.in_order(results)
         print(f"{words.to}: marks.csv, reports/*.md, gradescope/*.json")
     if words.gradescope:
-        Path(words.gradescope).write_text(
-            json.dumps(reports.gradescope(results[0]), indent=1), encoding="utf-8"
-        )
+        found = json.dumps(reports.gradescope(results[0]), indent=1)
+        target.write_text(found, encoding="utf-8")
 
 
-def say(result):
-    print(f"{result.name}: {result.percent:.0f}%", file=sys.stderr, flush=True)
+def grade_class(grader, folder, jobs, out):
+    """The results of a folder, told and written one by one as they come, and the table of all."""
+    from tiny_data.course_kit import grading, reports
+
+    start, one_at_a_time = time.time(), threading.Lock()
+
+    def say(result):
+        with one_at_a_time:
+            print(f"{result.name}: {result.percent:.0f}%", file=sys.stderr, flush=True)
+            if out:
+                out.add(result)
+
+    results = grading.grade_folder(grader, folder, jobs, say)
+    print(reports.table(results))
+    minutes = (time.time() - start) / 60
+    print(f"\n{len(results)} submissions in {minutes:.1f} minutes")
+    return results
 
 
 def key(words):
@@ -167,7 +183,22 @@ def selftest(words):
     """Grade submissions whose marks are known."""
     from tiny_data.course_kit.selftest import selftest
 
-    sys.exit(selftest(words.kinds, words.jobs, words.every))
+    unknown = [kind for kind in words.kinds if kind not in KINDS]
+    if unknown:
+        raise ValueError(f"{unknown[0][:60]!r} is unknown: use {', '.join(KINDS)}")
+    sys.exit(selftest(words.kinds or KINDS, words.jobs, words.every))
+
+
+def whole(least, most=10**9):
+    """The type of an option that is a whole number."""
+
+    def number(text):
+        if not text.isdecimal() or len(text) > 10 or not least <= int(text) <= most:
+            message = f"{text[:40]} must be a whole number from {least} to {most}"
+            raise argparse.ArgumentTypeError(message)
+        return int(text)
+
+    return number
 
 
 def parser():
@@ -186,15 +217,15 @@ def parser():
     one.add_argument("submission", metavar="FILE|FOLDER")
     one.add_argument("questions", nargs="*")
     one.add_argument("--to", metavar="RESULTS", help="folder for marks.csv, reports and gradescope")
-    one.add_argument("--jobs", type=int, help="submissions at a time")
-    one.add_argument("--seed", type=int, help="of the inputs; drawn if left out")
+    one.add_argument("--jobs", type=whole(1), help="submissions at a time")
+    one.add_argument("--seed", type=whole(0), help="of the inputs; drawn if left out")
     one.add_argument("--gradescope", metavar="FILE", help="results.json of one submission")
     one = commands.add_parser("key", help="print answers and rubric")
     one.add_argument("questions", nargs="*")
     one = commands.add_parser("selftest", help="grade known submissions")
-    one.add_argument("kinds", nargs="*", metavar="wrong|right|cheats|odd")
-    one.add_argument("--jobs", type=int, default=None)
-    one.add_argument("--every", type=int, default=1, metavar="N", help="only every N-th of them")
+    one.add_argument("kinds", nargs="*", metavar="|".join(KINDS), help="all if left out")
+    one.add_argument("--jobs", type=whole(1))
+    one.add_argument("--every", type=whole(1), default=1, metavar="N", help="only every N-th")
     return top
 
 
@@ -203,7 +234,9 @@ def main(arguments=None):
     try:
         globals()[words.command](words)
     except (ValueError, OSError) as error:
-        sys.exit(f"{words.command}: {error}")
+        sys.exit(f"{words.command}: {error}"[:2000])
+    except KeyboardInterrupt:
+        sys.exit(f"{words.command}: stopped")
 
 
 if __name__ == "__main__":

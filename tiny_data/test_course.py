@@ -6,13 +6,17 @@ import json
 import os
 import re
 import subprocess
+import struct
 import sys
+import types
 from pathlib import Path
 
 import pytest
+import torch
 
 from tiny_data import course
-from tiny_data.course_kit import grading, handout, reports, selftest, sheet, zoo
+from tiny_data.course_kit import (
+    checks, grading, handout, oracles, process, reports, selftest, sheet, worker, zoo)  # fmt: skip
 from tiny_data.course_kit.suite import suite
 
 ROOT = Path(course.__file__).parents[1]
@@ -53,6 +57,20 @@ class TestSheet:
         for words in (("0",), ("11",), ("nobody",)):
             with pytest.raises(ValueError, match=f"no question {words[0]}"):
                 sheet.chosen(words)
+
+    @pytest.mark.parametrize(
+        "word, told",
+        (
+            ("3-1", "use 1-3"),
+            (",", "no question in ','"),
+            ("", "no question in ''"),
+            ("1-999999999", "no question 999999999"),
+            ("1-99999999999", "no question 1-99999999999: use numbers 1 to 10"),
+            ("0-4", "no question 0")))
+    def test_what_names_no_question_is_not_all_of_them(self, word, told):
+        """Nor is it counted out before it is compared, or the memory would not be enough."""
+        with pytest.raises(ValueError, match=told):
+            sheet.chosen([word])
 
 class TestHandout:
     def test_holes(self, folder):
@@ -156,12 +174,91 @@ exec(open(f"/proc/{os.getppid()}/cwd/video_attention.py").read())
         text = reports.report(result)
         assert "no answer in time" in text and "ended by itself (exit code 0)" in text
 
+    def test_an_answer_that_is_kept_by_shape_is_found_out(self):
+        kept, asked = {}, [c for c in suite(1)["attend"] if type(c) is checks.Values]
+
+        def call(name, args, options, **how):
+            value = oracles.softmax(*args)
+            return process.Reply(kept.setdefault(args[0].shape, value))
+
+        *first, last = [c.run(call) for c in asked if not c.options]
+        assert first == [None] * len(first) and "asked again with other numbers" in last.place
+
     def test_wrong_answers_are_all_editable(self):
         """Every known wrong answer is an edit of the right one as it is now."""
         for entry in zoo.WRONG:
             compile(selftest.edited(entry[0], *entry[4:]), entry[1], "exec")
         assert len(zoo.WRONG) >= 110 and len(zoo.RIGHT) >= 22
         assert len(zoo.CHEATS) >= 20 and len(zoo.ODD) >= 20
+
+A, W = zoo.ANSWERS["attend"], zoo.ANSWERS["window_attention"]
+BROKEN = "\ndef unrelated(q):\n    return (q\n"
+MERGED = "\ndef f(x):\n    a = 1\n<<<<<<< HEAD\n    b = 1\n=======\n    b = 2\n>>>>>>> c\n"
+
+class TestWorker:
+    """What runs beside a submission, called here without a process."""
+
+    @pytest.mark.parametrize(
+        "text, kept, said",
+        (
+            (A + W + "\n%matplotlib inline\n!pip install x\n", 2, "%matplotlib inline"),
+            ("%matplotlib inline\n" + A + W, 2, "%matplotlib inline"),
+            (A + W + "\n   x = 1\n", 2, "unindent"),
+            (A + W + "\ny = 2\n    x = 1\n\n    z = 3\n", 2, "left out:     x = 1"),
+            (A + '\n"""never closed\n' + W, 2, "never closed"),
+            (A + "\nx = (1,\n" + W, 2, "left out: x = (1,"),
+            ("<<<<<<< HEAD\n" + A + "=======\n" + A + ">>>>>>> other\n" + W, 3, "left out: ===="),
+            ("def f(x): return x\n%magic\n" + A + W, 3, "%magic"),
+            ("def f(\n    a,\n):\n    return a\n\n%magic\n" + A + W, 3, "%magic"),
+            ("def nothing():\n\n" + A + W, 2, "left out: def nothing"),
+            (A + BROKEN + W, 2, "left out: def unrelated"),
+            (A + MERGED + W, 2, "left out: def f")))
+    def test_a_stray_line_costs_no_function(self, text, kept, said):
+        notes = []
+        names = [getattr(node, "name", "") for node in worker.parse(text, notes).body]
+        assert len([name for name in names if name]) == kept and said in " ".join(notes)
+        assert worker.bound_by_def(text) == {name for name in names if name}
+
+    @pytest.mark.filterwarnings("ignore")
+    @pytest.mark.parametrize(
+        "make, said",
+        (
+            (lambda: torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint8), "qint8"),
+            (lambda: torch.ones(4, dtype=torch.complex64), "complex64"),
+            (lambda: torch.ones(4).to_sparse(), "sparse"),
+            (lambda: torch.ones(4, device="meta"), "meta"),
+            (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "nested")))
+    def test_a_tensor_of_another_kind_is_said_in_words(self, make, said):
+        """Some of these would crash the grader, not only the submission's process."""
+        sent = []
+        value = worker.decode(worker.encode(make(), sent), sent)
+        assert sent == [] and said in checks.what_came(value)
+
+    @pytest.mark.parametrize("dtype", ("complex64", "nn", "qint8"))
+    def test_no_other_kind_is_unpacked(self, dtype):
+        text = json.dumps(dict(tree={"tensor": 0}, tensors=[[dtype, [2], 16]]))
+        with pytest.raises(KeyError, match=dtype):
+            worker.unpack(text, bytes(16))
+
+    def test_a_reply_that_cannot_be_packed_is_an_error(self, monkeypatch):
+        session = worker.Session()
+        session.module = types.SimpleNamespace(f=lambda: torch.ones(2, device="meta"))
+        monkeypatch.setattr(worker, "unlike_the_inputs", lambda x: "")
+        tree = dict(what="call", name="f", args={"list": []}, options={}, leaves=[], count=False)
+        data = worker.answer(session, tree, [])
+        size, _ = struct.unpack("<QQ", data[:16])
+        reply, _ = worker.unpack(data[16 : 16 + size], b"")
+        assert "meta" in reply["error"]["text"] and reply["refused"] == []
+
+    def test_torch_may_look_for_folders_before_the_guard(self, monkeypatch):
+        """Later it would stand under "look at", as if somebody had tried to cheat."""
+        done = []
+        monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda on: done.append(on))
+        monkeypatch.setattr(worker, "guard", lambda seen: done.append("guard"))
+        monkeypatch.setattr(worker, "confine", lambda: None)
+        monkeypatch.setitem(sys.modules, "student", None)
+        worker.Session().load("import torch\ntorch.use_deterministic_algorithms(True)", "", {})
+        assert done == [False, "guard", True]
 
 class TestAClass:
     def test_a_folder(self, tmp_path, capsys):
@@ -192,6 +289,63 @@ class TestAClass:
             with pytest.raises(SystemExit) as error:
                 course.main(words)
             assert str(error.value).startswith(words[0])
+
+    @pytest.fixture
+    def ungraded(self, tmp_path, monkeypatch):
+        """A folder with a file, a folder and a submission, and a grader that must not be asked."""
+        (tmp_path / "file").write_text("")
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "in").mkdir()
+        (tmp_path / "in" / "a.py").write_text("x = 1")
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(grading, "Grader", lambda *_: pytest.fail("graded first"))
+
+    @pytest.mark.parametrize(
+        "words, told",
+        (
+            ("grade in 1 --to file", "--to file: File exists; name a folder"),
+            ("grade in/a.py --gradescope file/x.json", "--gradescope file: File exists"),
+            ("grade in/a.py --gradescope folder", "folder is a folder"),
+            ("grade in --gradescope x.json", "is for one file, and in is a folder: use --to"),
+            ("grade in/a.py ,", "no question in ','"),
+            ("grade nobody" + 3000 * "y", "grade: "),
+            ("selftest nobody", "'nobody' is unknown: use wrong, right, cheats, odd")))
+    def test_what_cannot_be_is_told_before_the_grading(self, words, told, ungraded):
+        with pytest.raises(SystemExit, match=told) as error:
+            course.main(words.split())
+        assert len(str(error.value).splitlines()) == 1 and len(str(error.value)) <= 2000
+
+    @pytest.mark.parametrize(
+        "option", ("--jobs 0", "--jobs -3", f"--seed {10**22}", "--seed -1", "--seed x"))
+    def test_numbers_of_options(self, option, ungraded, capsys):
+        with pytest.raises(SystemExit, match="2"):
+            course.main(["grade", "in", *option.split()])
+        assert "must be a whole number from" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("every", ("0", "-1"))
+    def test_every_is_at_least_one(self, every, capsys):
+        with pytest.raises(SystemExit, match="2"):
+            course.main(["selftest", "--every", every])
+        assert "from 1 to" in capsys.readouterr().err
+
+    def test_what_is_graded_is_written_at_once(self, tmp_path, ungraded, monkeypatch):
+        """An interruption after the first of two leaves the first one's marks and report."""
+        (tmp_path / "in" / "b.py").write_text("x = 1")
+
+        class Stops:
+            def __init__(self, wanted, seed):
+                self.questions = [(question, []) for question in wanted]
+
+            def grade(self, path, name):
+                if name == "b":
+                    raise KeyboardInterrupt
+                return grading.Result(name, path.name, self.questions)
+
+        monkeypatch.setattr(grading, "Grader", Stops)
+        with pytest.raises(SystemExit, match="grade: stopped"):
+            course.main("grade in --to out --jobs 1".split())
+        assert (tmp_path / "out" / "marks.csv").read_text().count("a.py") == 1
+        assert (tmp_path / "out" / "reports" / "a.md").exists()
 
     def test_key_has_every_answer_and_rubric(self, capsys):
         course.main(["key"])

@@ -93,6 +93,8 @@ def what_came(value):
     if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__} of {len(value)} came back, not one tensor"
     kind = getattr(value, "kind", type(value).__name__)
+    if kind == "tensor":
+        return plain(f"a tensor unlike the inputs came back: {value.text:.80}")
     return plain(f"no tensor came back but {kind}: {getattr(value, 'text', value)!r:.60}")
 
 

@@ -1,10 +1,11 @@
 """Results in words: a table, a CSV file, a Markdown report for each student, Gradescope's
-results.json.
+results.json; and the folder that they are written to.
 """
 
 import csv
 import json
 import re
+import tempfile
 from pathlib import Path
 
 from .grading import GATE
@@ -203,14 +204,43 @@ def file_name(name, taken):
     return found
 
 
-def write_all(results, folder):
-    """marks.csv, reports/NAME.md and gradescope/NAME.json in a folder."""
-    folder, taken = Path(folder), set()
-    for sub in ("reports", "gradescope"):
-        (folder / sub).mkdir(parents=True, exist_ok=True)
-    write_csv(results, folder / "marks.csv")
-    for result in results:
-        name = file_name(result.name, taken)
-        (folder / "reports" / f"{name}.md").write_text(report(result), encoding="utf-8")
+def ready(option, folder, *files):
+    """Make the folder, and see that these files can be written in it: before the hours of grading,
+    not after them.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        fix = "name a folder that can be written to"
+        raise ValueError(f"{option} {folder}: {error.strerror}; {fix}") from None
+    for file in files:
+        if (folder / file).is_dir():
+            raise ValueError(f"{option}: {folder / file} is a folder, where a file is to be")
+
+
+class Results:
+    """marks.csv, reports/NAME.md and gradescope/NAME.json in a folder, each student's as soon as it
+    is known: neither a crash nor an interruption loses the others.
+    """
+
+    def __init__(self, folder):
+        self.folder, self.results, self.taken = Path(folder), [], set()
+        ready("--to", self.folder, "marks.csv")
+        ready("--to", self.folder / "reports")
+        ready("--to", self.folder / "gradescope")
+
+    def add(self, result):
+        self.results.append(result)
+        name = file_name(result.name, self.taken)
+        write_csv(self.results, self.folder / "marks.csv")
+        (self.folder / "reports" / f"{name}.md").write_text(report(result), encoding="utf-8")
         text = json.dumps(gradescope(result), indent=1)
-        (folder / "gradescope" / f"{name}.json").write_text(text, encoding="utf-8")
+        (self.folder / "gradescope" / f"{name}.json").write_text(text, encoding="utf-8")
+
+    def in_order(self, results):
+        """Once more at the end, in the order of the names, whoever was graded first."""
+        self.results, self.taken = [], set()
+        for result in results:
+            self.add(result)

@@ -69,20 +69,29 @@ def chosen(words):
     for word in re.split(r"[\s,]+", " ".join(words)):
         if not word:
             continue
-        span = re.fullmatch(r"(\d+)(?:-(\d+))?", word)
+        span = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", word)
         if span:
-            numbers += range(int(span[1]), int(span[2] or span[1]) + 1)
+            numbers += span_of(word, int(span[1]), int(span[2] or span[1]))
         elif word in names:
             numbers.append(names[word])
         else:
             raise ValueError(
-                f"no question {word}: use numbers 1 to {len(every)}, ranges such as 2-4, or one of "
-                f"{', '.join(names)}"
+                f"no question {word[:60]}: use numbers 1 to {len(every)}, ranges such as 2-4, or one"
+                f" of {', '.join(names)}"
             )
-    unknown = [number for number in numbers if number not in every]
-    if unknown:
-        raise ValueError(f"no question {unknown[0]}: there are questions 1 to {len(every)}")
+    if words and not numbers:
+        raise ValueError(f"no question in {' '.join(words)[:60]!r}: leave it out for all of them")
     return [every[number] for number in sorted(set(numbers) or every)]
+
+
+def span_of(word, first, last):
+    """The numbers of a range that is there, compared before it is counted out: it may be long."""
+    if first > last:
+        raise ValueError(f"{word} is no range: use {last}-{first}")
+    unknown = [number for number in (first, last) if number not in questions()]
+    if unknown:
+        raise ValueError(f"no question {unknown[0]}: there are questions 1 to {len(questions())}")
+    return range(first, last + 1)
 
 
 @cache

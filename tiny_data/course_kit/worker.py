@@ -38,6 +38,13 @@ FILE = "student.py"
 
 # ==== MESSAGES ================================================================================
 
+# What a tensor in a message may be. torch has others, and of some of them frombuffer makes no error
+# but a crash, in the grader's process too.
+PLAIN = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
+PLAIN += [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in PLAIN}
+LARGEST_TENSOR = 10**7  # numbers
+
 
 def pack(tree, tensors):
     """The bytes of a message."""
@@ -58,10 +65,21 @@ def unpack(text, payload):
     for dtype, shape, size in message["tensors"]:
         data = bytearray(payload[place : place + size])
         place += size
-        kind = getattr(torch, dtype)
+        kind = DTYPES[dtype]
         flat = torch.frombuffer(data, dtype=kind) if size else torch.empty(0, dtype=kind)
         tensors.append(flat.reshape(shape))
     return message["tree"], tensors
+
+
+def unlike_the_inputs(x):
+    """Why a tensor cannot be sent and compared, in words; or nothing."""
+    if x.is_nested:
+        return "it is nested"
+    if x.layout != torch.strided or x.device.type == "meta":
+        return f"it is {x.layout}, on {x.device}"
+    if x.dtype not in PLAIN:
+        return f"its dtype is {x.dtype}"
+    return f"its shape is {tuple(x.shape)}" if x.numel() > LARGEST_TENSOR else ""
 
 
 def encode(value, tensors):
@@ -69,8 +87,9 @@ def encode(value, tensors):
     number.
     """
     if isinstance(value, torch.Tensor):
-        if value.numel() > 10**7 or not hasattr(torch, str(value.dtype).removeprefix("torch.")):
-            return {"other": "tensor", "text": f"{tuple(value.shape)} {value.dtype}"}
+        unlike = unlike_the_inputs(value)
+        if unlike:
+            return {"other": "tensor", "text": unlike}
         tensors.append(value)
         return {"tensor": len(tensors) - 1}
     if isinstance(value, (tuple, list)) and len(value) <= 100000:
@@ -393,27 +412,59 @@ def text_of(data):
 TOP = re.compile(r"^(def |class |@|async def )")
 
 
+def body_end(lines, first, last):
+    """The line after the indented body of the definition that these lines begin with."""
+    rows = [i for i in range(first, last) if re.match(r"\s*[^\s#@)\]}]", lines[i])]
+    widths = [len(lines[i]) - len(lines[i].lstrip()) for i in rows]
+    if len(rows) < 2 or widths[1] == 0:
+        return first if not rows else rows[0] + 1
+    return next((i for i, width in zip(rows[1:], widths[1:]) if width < widths[1]), last)
+
+
+def is_python(text):
+    try:
+        ast.parse(text)
+        return True
+    except (SyntaxError, ValueError, RecursionError):
+        return False
+
+
 def cut_out(text, line):
-    """The text without the top-level definition around a line, and what its first line says; or
-    None.
+    """The text without what is around a line that is no Python, and what was left out says first;
+    or None.
+
+    In a definition that is all of it. A line outside costs no definition: it is left out alone, or
+    with what follows up to the next definition where that is no Python without it.
     """
     lines = text.split("\n")
     starts = [
         i for i, x in enumerate(lines) if TOP.match(x) and not (i and lines[i - 1].startswith("@"))
     ]
     before = [i for i in starts if i < line]
-    if not before:
+    last = min([i for i in starts if i >= line], default=len(lines))
+    rest = "\n".join(lines[line:last])
+    there = 0 < line <= len(lines) and lines[line - 1].strip()
+    if there and (not before or is_outside(lines, before[-1], line - 1, last, rest)):
+        first, last = line - 1, line if is_python(rest) else last
+    elif before:
+        first = before[-1]
+    else:
         return None
-    first = before[-1]
-    last = min([i for i in starts if i > first], default=len(lines))
     head = next((x for x in lines[first:last] if not x.startswith("@")), "")
-    for i in range(first, last):
-        lines[i] = ""
+    lines[first:last] = [""] * (last - first)
     return "\n".join(lines), head[:60]
 
 
+def is_outside(lines, first, line, last, rest):
+    """Whether a line is behind the body of the definition before it; a mark of a merge in the first
+    column is not, where the body goes on below it.
+    """
+    goes_on = not lines[line][0].isspace() and rest.lstrip("\n")[:1].isspace()
+    return line >= body_end(lines, first, last) and not goes_on
+
+
 def parse(text, notes):
-    """The tree of a file, without the definitions that are no Python; each of these is noted."""
+    """The tree of a file, without what is no Python; each of these is noted."""
     for _ in range(30):
         try:
             return ast.parse(text, FILE)
@@ -421,16 +472,16 @@ def parse(text, notes):
             notes.append("the file is nested too deeply to be read")
             return ast.parse("")
         except (SyntaxError, ValueError) as error:
-            line = getattr(error, "lineno", None) or 0
             message = getattr(error, "msg", None) or str(error)
+            empty = re.search(r"expected an indented block after .* on line (\d+)", message)
+            line = int(empty[1]) if empty else getattr(error, "lineno", None) or 0
+            said = f"line {line} is no Python: {message}"
             shorter = cut_out(text, line)
             if shorter is None:
-                notes.append(
-                    f"line {line} is no Python: {message}; nothing of the file can be used"
-                )
+                notes.append(f"{said}; nothing of the file can be used")
                 return ast.parse("")
             text, head = shorter
-            notes.append(f"line {line} is no Python: {message}; left out: {head}")
+            notes.append(f"{said}; left out: {head}")
     notes.append("too many lines are no Python")
     return ast.parse("")
 
@@ -451,11 +502,7 @@ def execute(text, module, notes):
 def bound_by_def(text):
     """Names that a file defines with `def` at its top, last definition and no later assignment."""
     found = set()
-    try:
-        body = ast.parse(text).body
-    except (SyntaxError, ValueError, RecursionError):
-        return found
-    for node in body:
+    for node in parse(text, []).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             found.add(node.name)
         for name in ast.walk(node) if isinstance(node, (ast.Assign, ast.AnnAssign)) else []:
@@ -523,6 +570,8 @@ class Session:
             if "FlopCounterMode" in given:  # what it loads on first use is loaded now
                 with FlopCounterMode(display=False):
                     torch.ones(2, 2) @ torch.ones(2, 2)
+            if "use_deterministic_algorithms" in text:  # it looks for folders, as if to cheat
+                torch.use_deterministic_algorithms(False)
             confine()
             guard(self.seen)
             self.guarded = True
@@ -612,6 +661,21 @@ def equal(x, y):
     return pack(None, [x]) == pack(None, [y])
 
 
+def answer(session, tree, tensors):
+    """The bytes of the reply to a request, whatever the submission makes of it."""
+    what, out = tree.pop("what"), []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if what == "call":
+                reply, out = session.call(tree, tensors)
+            else:
+                reply = getattr(session, what)(**tree)
+        return pack(reply | dict(refused=list(session.seen)), out)
+    except BaseException as error:
+        return pack(dict(error=describe(error), refused=list(session.seen)), [])
+
+
 def serve(source, sink):
     session = Session()
 
@@ -626,19 +690,7 @@ def serve(source, sink):
 
     while True:
         tree, tensors = unpack(*(read(size) for size in struct.unpack("<QQ", read(16))))
-        what = tree.pop("what")
-        out = []
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                if what == "call":
-                    reply, out = session.call(tree, tensors)
-                else:
-                    reply = getattr(session, what)(**tree)
-        except BaseException as error:
-            reply, out = dict(error=describe(error)), []
-        reply["refused"] = list(session.seen)
-        sink.write(pack(reply, out))
+        sink.write(answer(session, tree, tensors))
         sink.flush()
 
 
