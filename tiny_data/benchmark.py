@@ -333,8 +333,9 @@ def print_utilisation(rows, peak):
 
 
 def at_least_one(text):
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be a whole number, 1 or more")
+    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
+        message = f"{text[:40]} must be a whole number, 1 or more, of at most 9 digits"
+        raise argparse.ArgumentTypeError(message)
     return int(text)
 
 
@@ -376,7 +377,7 @@ def arguments(words=None):
     option("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     option("--compile", action="store_true", help="with torch.compile")
     option("--repeats", **count, default=5, help="of which the median is taken")
-    option("--schemes", nargs="+", type=known_scheme, default=list(va.ATTENTION), metavar="NAME")
+    option("--schemes", nargs="+", type=known_scheme, metavar="NAME", help="all if left out")
     option("--growth", nargs="+", **count, default=list(GROWTH), metavar="N", help="times the rows")
     option("--keep-memory", action="store_true", help="no page faults, see keep_memory (glibc)")
     option("--targets", action="store_true", help="only the ratios that have to be kept")
@@ -384,18 +385,52 @@ def arguments(words=None):
     option("--peak", type=positive, metavar="TFLOPS", help="of the device, for --train")
     option("--json", action="store_true", help="the numbers for programs")
     args = parser.parse_args(words)
+    not_fitting = what_does_not_fit(args)
+    if not_fitting:
+        parser.error(not_fitting)
+    args.schemes = args.schemes or list(va.ATTENTION)
     try:  # a size that a scheme refuses is found before anything is measured
         for name in args.schemes:
             macs_of(name, args.grid, args.dim, args.heads)
-    except ValueError as error:
-        parser.error(f"{name}: {error}")
+    except (ValueError, RuntimeError, TypeError) as error:  # the last two if torch cannot count it
+        parser.error(f"{name}: {first_line(error)}")
     return args
+
+
+def what_does_not_fit(args):
+    """Options that would say nothing together, in words; or nothing."""
+    sizes = len(set(args.growth))
+    found = {
+        "--peak is for --train": args.peak and not args.train,
+        "--targets and --train are measured one at a time": args.targets and args.train,
+        "--targets has schemes of its own: leave out --schemes": args.targets and args.schemes,
+        "--targets needs two sizes or more in --growth": args.targets and sizes < 2,
+        f"--growth {args.growth}: give each size once": sizes < len(args.growth),
+    }
+    return next((words for words, is_so in found.items() if is_so), None)
+
+
+def first_line(error):
+    """What torch says, without the frames of C++ below it."""
+    return str(error).partition("\n")[0][:500]
 
 
 def main(words=None):
     args = arguments(words)
     if args.keep_memory:
         keep_memory()
+    try:
+        measured(args)
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        print(file=sys.stderr)  # below the progress bar
+        fix = "use less --grid, --dim, --growth or --train"
+        sys.exit(f"too large for this machine, {fix}: {first_line(error)}")
+
+
+def measured(args):
+    """What the options ask for."""
     T, H, W = args.grid
     grids = [(T, H * factor, W) for factor in args.growth]
     settings = dict(dim=args.dim, heads=args.heads, device=args.device)

@@ -33,6 +33,7 @@ from hashlib import sha256
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +42,7 @@ import torch.nn.functional as F
 
 import video_attention as va
 
+from .benchmark import at_least_one
 from .generator import FRAMES, SIZE, image_path_ceiling, moving_objects, path_tells
 
 RESULTS = Path(__file__).with_name("study.json")
@@ -323,9 +325,22 @@ def run(job, device="cpu"):
 # ==== THE RESULTS FILE ===========================================================================
 
 
+WHO = dict(section=str, name=str, task=str, seed=int)  # every entry says it
+
+
 def load_results(path=RESULTS):
     """{"runs": [...], "entries": [...]}: how, where and when each call ran; what was measured."""
-    return json.loads(Path(path).read_text()) if Path(path).exists() else dict(runs=[], entries=[])
+    if not Path(path).exists():
+        return dict(runs=[], entries=[])
+    try:
+        found = json.loads(Path(path).read_text())
+    except ValueError:  # of JSON, or of text at all
+        found = None
+    parts = [found.get("runs"), found.get("entries")] if isinstance(found, dict) else [None]
+    whole = lambda e: isinstance(e, dict) and all(isinstance(e.get(k), WHO[k]) for k in WHO)
+    if not all(isinstance(part, list) for part in parts) or not all(map(whole, parts[1])):
+        raise ValueError(f"{path} holds no results of this study: name another file")
+    return found
 
 
 def save_results(results, path=RESULTS):
@@ -463,17 +478,51 @@ def compare(found, pairs):
     return told
 
 
-def main(arguments=None):
+def there(text):
+    """A device that this machine has."""
+    needed = dict(cuda=torch.cuda, mps=torch.backends.mps).get(text)
+    if needed is not None and not needed.is_available():
+        raise argparse.ArgumentTypeError(f"torch finds no {text} here; use cpu")
+    return text
+
+
+def options():
     parser = argparse.ArgumentParser(prog="python -m tiny_data.study")
     sections = dict(nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
     parser.add_argument("--only", help=f"of {', '.join(SECTIONS)}", **sections)
     parser.add_argument("--names", nargs="+", help="only these models")
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="only so many seeds")
-    parser.add_argument("--device", choices=("cpu", "cuda", "mps"), default="cpu")
-    parser.add_argument("--workers", type=int, default=1, help="processes side by side")
+    seeds = dict(type=at_least_one, choices=range(1, SEEDS + 1), metavar="N", default=SEEDS)
+    parser.add_argument("--seeds", help=f"only so many seeds, at most {SEEDS}", **seeds)
+    devices = dict(type=there, choices=("cpu", "cuda", "mps"), default="cpu")
+    parser.add_argument("--device", **devices)
+    parser.add_argument("--workers", type=at_least_one, default=1, help="processes side by side")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the file to go on with")
     parser.add_argument("--plan", action="store_true", help="say what is missing and stop")
+    return parser
+
+
+def checked(arguments):
+    """The options; what cannot be is said before anything is trained."""
+    parser = options()
     given = parser.parse_args(arguments)
+    known = {name: None for section in given.only for name in SECTIONS[section].models}
+    for name in given.names or []:
+        if name not in known:
+            parser.error(f"--names {name[:60]!r}: there are {', '.join(known)}")
+    try:
+        load_results(given.results)
+        if not given.plan:
+            TemporaryFile(dir=given.results.parent).close()  # where each finished job is written
+    except OSError as error:
+        fix = "name a file in a folder that can be written to"
+        parser.error(f"--results {given.results}: {error.strerror}; {fix}")
+    except ValueError as error:
+        parser.error(f"--results: {error}")
+    return given
+
+
+def main(arguments=None):
+    given = checked(arguments)
     jobs = [job for job in all_jobs() if job.section in given.only and job.seed < given.seeds]
     jobs = [job for job in jobs if not given.names or job.name in given.names]
     if given.plan:

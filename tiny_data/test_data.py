@@ -297,6 +297,44 @@ class TestStudy:
         (line,) = study.plan(study.all_jobs(), study.load_results(tiny))
         assert "0 of    3 models" in line and "18 steps" in line
 
+    GOOD = dict(section="main", name="joint", task="plain", seed=0)
+    NONE = ["", "[]", "{}", '{"runs": [], "entries": {}}', "\xff"]
+    NONE += [json.dumps(dict(runs=[], entries=[entry])) for entry in (3, {}, GOOD | dict(seed="0"))]
+
+    @pytest.mark.parametrize("text", NONE)
+    def test_a_file_without_results_is_said_to_be_none(self, text, tmp_path):
+        (tmp_path / "x.json").write_text(text, encoding="latin-1")
+        with pytest.raises(ValueError, match="x.json holds no results of this study: name another"):
+            study.load_results(tmp_path / "x.json")
+
+    @pytest.mark.parametrize(
+        "words, told",
+        (
+            ("--workers 0", "1 or more"),
+            ("--workers -2", "1 or more"),
+            ("--seeds 0", "1 or more"),
+            ("--seeds -1", "1 or more"),
+            ("--seeds 99", "choose from 1, 2, 3, 4, 5"),
+            ("--names joint nobody", "--names 'nobody': there are "),
+            ("--only window --names joint", "there are window 0, window 2"),
+            ("--results /nowhere/x.json", "/nowhere/x.json: No such file"),
+            ("--results .", "Is a directory"),
+            ("--results empty.json --plan", "holds no results"),
+            ("--device cuda", "torch finds no cuda here"),
+            ("--device mps", "torch finds no mps here")))
+    def test_options_are_checked_before_the_training(
+        self, words, told, tmp_path, monkeypatch, capsys
+    ):
+        (tmp_path / "empty.json").write_text("")
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(study, "study", lambda *_: pytest.fail("trained"))
+        for device in (torch.cuda, torch.backends.mps):
+            monkeypatch.setattr(device, "is_available", lambda: False)
+        with pytest.raises(SystemExit, match="2"):
+            study.main(words.split())
+        said = capsys.readouterr().err
+        assert told in said and len(said) < 2000
+
 class TestStatistics:
     def test_student(self):
         for df, t in ((1, 12.7062), (2, 4.30265), (4, 2.77645), (9, 2.26216), (30, 2.04227)):

@@ -669,12 +669,31 @@ class TestBenchmark:
             ("--grid 8 0 14", "1 or more"),
             ("--train 0", "1 or more"),
             ("--peak -3", "above 0"),
+            ("--peak 3", "--peak is for --train"),
+            ("--targets --train 2", "one at a time"),
+            ("--targets --schemes joint", "leave out --schemes"),
+            ("--targets --growth 2", "two sizes or more"),
+            ("--growth 2 1 2", "--growth [2, 1, 2]: give each size once"),
+            ("--dim 99999999999999999999", "at most 9 digits"),
+            ("--dim 999999996 --grid 99999 99999 1 --schemes joint", "joint: "),
             ("--heads 3 --schemes factorised_heads", "halves"),
             ("--schemes space+", "unknown")))
     def test_options_are_checked_before_anything_is_measured(self, words, told, capsys):
         with pytest.raises(SystemExit, match="2"):
             self.benchmark.main(words.split())
-        assert told in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert told in said and len(said) < 2000
+
+    @pytest.mark.parametrize(
+        "words",
+        (
+            "--grid 8 999 999 --dim 12 --growth 9999999 --schemes joint --json",
+            "--train 999999999 --schemes joint"))
+    def test_what_is_too_large_is_said_in_a_line(self, words, monkeypatch):
+        """Of a machine with less memory than is asked for; the first size alone is refused."""
+        with pytest.raises(SystemExit, match="too large for this machine, use less") as error:
+            self.benchmark.main(words.split())
+        assert len(str(error.value)) < 2000 and "\n" not in str(error.value)
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
     def test_a_device_that_is_not_there(self, capsys):

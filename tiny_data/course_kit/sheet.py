@@ -76,8 +76,8 @@ def chosen(words):
             numbers.append(names[word])
         else:
             raise ValueError(
-                f"no question {word[:60]}: use numbers 1 to {len(every)}, ranges such as 2-4, or one"
-                f" of {', '.join(names)}"
+                f"no question {word[:60]}: use numbers 1 to {len(every)}, ranges such as 2-4, or"
+                f" one of {', '.join(names)}"
             )
     if words and not numbers:
         raise ValueError(f"no question in {' '.join(words)[:60]!r}: leave it out for all of them")
