@@ -16,6 +16,7 @@ background. The object's path in the image then tells the label of some clips on
 image_path_ceiling().
 """
 
+import math
 from collections import Counter
 from itertools import product
 from pathlib import Path
@@ -73,8 +74,11 @@ def make(
     background=True, decoys=0, occluder=0, crossing=False,
 ):  # fmt: skip
     """The same clips in numpy: video (B, 3, T, H, W) uint8, label (B,), path (B, T, 2)."""
-    H, W = checked_size(size, frames, speed)
-    rng = np.random.default_rng(seed)
+    H, W, frames, speed = checked_size(size, frames, speed)
+    counts = dict(batch=(batch, math.inf), decoys=(decoys, math.inf), occluder=(occluder, W - 1))
+    batch, decoys, occluder = (checked_count(name, *counts[name]) for name in counts)
+    check_flags(camera=camera, background=background, crossing=crossing)
+    rng = checked_seed(seed)
     label = rng.integers(len(CLASSES), size=batch)
     scene = texture(rng, (batch, H, W), DIM)  # (B, H, W, 3)
     thing = new_object(rng, batch, H, W)
@@ -102,16 +106,49 @@ def make(
     return np.ascontiguousarray(video.transpose(0, 4, 1, 2, 3)), label, path
 
 
+def is_whole(number, least, most=math.inf):
+    """Whether this is a whole number of a range, of Python or numpy, 2.0 too."""
+    fits = isinstance(number, (int, float, np.integer, np.floating))
+    return fits and not isinstance(number, bool) and least <= number <= most and number % 1 == 0
+
+
 def checked_size(size, frames, speed):
-    """(H, W), or a ValueError that says what was given and what is needed."""
-    H, W = (size, size) if isinstance(size, (int, np.integer)) else size
-    if min(H, W) < OBJECT or H % BLOCK or W % BLOCK:
-        raise ValueError(f"{size=}: it takes multiples of {BLOCK} pixels, {OBJECT} or more")
-    if frames < 2:
-        raise ValueError(f"{frames=}: one frame cannot tell a direction, use 2 or more")
-    if speed % 1 or not 0 < 2 * speed < W:
-        raise ValueError(f"{speed=} pixels a frame on {W} columns: use 1 to {W // 2 - 1}, whole")
-    return H, W
+    """(H, W, T, speed) as ints, or a ValueError that says what was given and what is needed."""
+    sizes = tuple(size) if isinstance(size, (tuple, list, np.ndarray)) else (size, size)
+    if len(sizes) != 2 or not all(is_whole(n, OBJECT) and n % BLOCK == 0 for n in sizes):
+        needed = f"it takes multiples of {BLOCK} pixels, {OBJECT} or more"
+        raise ValueError(f"size={size!r:.60}: {needed}")
+    if not is_whole(frames, 2):
+        raise ValueError(f"frames={frames!r:.60}: one shows no direction, use 2 or more, whole")
+    H, W = map(int, sizes)
+    if not is_whole(speed, 1, W // 2 - 1):
+        needed = f"use 1 to {W // 2 - 1}, whole"
+        raise ValueError(f"speed={speed!r:.60} pixels a frame on {W} columns: {needed}")
+    return H, W, int(frames), int(speed)
+
+
+def checked_count(name, number, most):
+    """A number of things, or of pixels, as an int; or a ValueError."""
+    if not is_whole(number, 0, most):
+        needed = "0 or more" if most == math.inf else f"0 to {most}"
+        raise ValueError(f"{name}={number!r:.60}: use a whole number, {needed}")
+    return int(number)
+
+
+def check_flags(**flags):
+    """A word such as "no" would be taken for True."""
+    for name, flag in flags.items():
+        if not isinstance(flag, (bool, np.bool_)) and not is_whole(flag, 0, 1):
+            raise ValueError(f"{name}={flag!r:.60}: use True or False")
+
+
+def checked_seed(seed):
+    """numpy's source of random numbers for a seed, or a ValueError that says what is needed."""
+    try:
+        return np.random.default_rng(seed)
+    except (TypeError, ValueError):
+        needed = "use a whole number, 0 or more, or a sequence of them"
+        raise ValueError(f"seed={seed!r:.60}: {needed}") from None
 
 
 def checked_labels(labels, batch):

@@ -878,12 +878,16 @@ def survives(job):
 
 
 def main(words):
+    if {"-h", "--help"} & set(words):
+        print(__doc__)
+        return 0
     chosen = mutations()
     for word in words:
         every = word.isdecimal() and int(word)
         chosen = chosen[::every] if every else [one for one in chosen if one[0] == word]
     if not chosen:
-        sys.exit(f"no mutation for {' '.join(words)}: give N for every Nth, or a definition's name")
+        given = " ".join(words)[:100]
+        sys.exit(f"no mutation for {given}: give N for every Nth, or a definition's name")
     survivors, count = 0, 0
     how = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
     with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context(how).Pool(

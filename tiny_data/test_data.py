@@ -152,6 +152,32 @@ class TestMovingObjects:
         with pytest.raises(TypeError):
             moving_objects(4, speeed=1)
 
+    RAW = [
+        *(dict(size=size) for size in ("16", None, (16,), (16, 16, 16), (16, 16.5), True)),
+        *(dict(frames=frames) for frames in (2.5, "4", None)),
+        *(dict(speed=speed) for speed in ("1", None, math.nan)),
+        *(dict(batch=batch) for batch in (-1, 2.5, "2", None, True)),
+        *(dict(seed=seed) for seed in (-1, 1.5, "a", (1, -1))),
+        *(dict(decoys=decoys) for decoys in (-1, 1.5, "a")),
+        *(dict(occluder=pixels) for pixels in (-1, 1.5, 16, 100)),
+        dict(camera="no"), dict(crossing="a"), dict(background=None), dict(camera=2)]  # fmt: skip
+
+    @pytest.mark.parametrize("options", RAW, ids=str)
+    def test_what_is_no_number_is_one_line(self, options):
+        ((name, value),) = options.items()
+        with pytest.raises(ValueError) as error:
+            moving_objects(**dict(batch=4) | options)
+        said = str(error.value)
+        assert said.startswith(f"{name}={value!r}") and re.search("use |it takes ", said)
+
+    def test_whole_numbers_of_any_kind(self):
+        plain = moving_objects(3, seed=1, size=(16, 32), frames=3, speed=2, decoys=1, occluder=2)
+        for kind in (float, np.int64, np.float32):
+            options = dict(frames=kind(3), speed=kind(2), decoys=kind(1), occluder=kind(2))
+            clips = moving_objects(kind(3), seed=1, size=(kind(16), kind(32)), **options)
+            assert torch.equal(clips.video, plain.video) and torch.equal(clips.path, plain.path)
+        assert moving_objects(2, size=16.0, camera=np.True_).video.shape[-2:] == (16, 16)
+
     def test_the_committed_file(self):
         arrays = np.load(generator.Path(generator.__file__).with_name("moving_objects.npz"))
         for name, camera in (("plain", False), ("camera", True)):

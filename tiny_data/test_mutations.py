@@ -16,6 +16,11 @@ def test_a_line_that_is_not_there_is_named():
     with pytest.raises(ValueError, match="attend has 0 lines like: scores = 3"):
         mutations.mutated(SOURCE, "attend", "scores = 3", "scores = 4")
 
+@pytest.mark.parametrize("word", ("-h", "--help"))
+def test_help_is_how_it_is_called(word, capsys):
+    assert mutations.main([word]) == 0
+    assert "python -m tiny_data.mutations attend" in capsys.readouterr().out
+
 def test_every_class_that_is_asked_is_there():
     nodes = ast.parse(mutations.TESTS.read_text()).body
     known = {node.name for node in nodes if isinstance(node, ast.ClassDef)}
