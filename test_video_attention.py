@@ -2757,6 +2757,14 @@ class TestTokens:
             pixels = video[:, :, 3 * t : 3 * t + 3, 4 * y : 4 * y + 4, 8 * x : 8 * x + 8].flatten(1)
             same(tokens[:, n], pixels @ patches.proj.weight.flatten(1).T + patches.proj.bias)
 
+    def test_a_new_projection_brings_its_channels(self):
+        """Depth or infrared: the layer is replaced, and with it what a video has to have."""
+        model = tiny("space")
+        model.patches.proj = nn.Conv3d(4, 24, (1, 8, 8), stride=(1, 8, 8))
+        assert model(torch.randn(1, 4, 6, 24, 40)).shape == (1, 5)
+        with pytest.raises(ValueError, match="'channels': 4"):
+            model(torch.randn(1, 3, 6, 24, 40))
+
     def test_overlapping_patches(self):
         """LVT's: 16 x 16 every 14 pixels with 8 zeros around make 17 x 17 of a 224 x 224 frame,
         normed."""

@@ -1186,9 +1186,9 @@ class PatchEmbedding(nn.Module):
     Patches of one frame are TimeSformer's, of several frames (tubelets) ViViT's and Motionformer's.
     The convolution is one linear layer on each patch. With a smaller stride they overlap (LVT).
     """
+    expects = property(lambda self: {"channels": self.proj.in_channels})  # also of a new proj
     def __init__(self, patch_size, dim, channels=3, stride=None):
         super().__init__()
-        self.expects = {"channels": channels}
         self.patch_size, self.overlap = as_sizes(patch_size), stride is not None
         stride = as_sizes(stride) if self.overlap else self.patch_size
         padding = [n // 2 for n in self.patch_size] if self.overlap else 0

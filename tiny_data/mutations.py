@@ -644,6 +644,8 @@ CLASS_TOKEN |= dict.fromkeys(["factorised", "factorised_heads", "shifted_windows
     CLASS_TOKEN |= dict.fromkeys(["factorised", "factorised_heads", "lvt"], "none")
 
 PatchEmbedding | TestTokens or TestOptions
+expects = property(lambda self: {"channels": self.proj.in_channels})
+    expects = {"channels": 3}
 padding = [n // 2 for n in self.patch_size] if self.overlap else 0
     padding = [(n - 1) // 2 for n in self.patch_size] if self.overlap else 0
 self.norm = nn.LayerNorm(dim) if self.overlap else nn.Identity()
@@ -703,7 +705,9 @@ return self.dropout(self.fc2(self.dropout(self.gelu(x))))
 x = rearrange(x, "B (T H W) hidden -> (B T) hidden H W", T=T, H=H, W=W)
     x = rearrange(x, "B (T W H) hidden -> (B T) hidden H W", T=T, H=H, W=W)
 
-Block | TestBlock
+Block | TestBlock or TestContract
+self.expects = {"D": dim}
+    self.expects = {}
 self.norms = nn.ModuleList(nn.LayerNorm(dim, eps=eps) for step in self.steps)
     self.norms = nn.ModuleList(nn.LayerNorm(dim) for step in self.steps)
 x = x + self.drop_path(step(norm(x), grid))

@@ -12,6 +12,10 @@ def test_every_mutation_is_another_line_in_its_place():
     changed = {mutations.mutated(SOURCE, one[0], *one[2:]) for one in mutations.mutations()}
     assert SOURCE not in changed and len(changed) == len(mutations.mutations()) > 250
 
+def test_the_readme_counts_them():
+    readme = mutations.SUBJECT.with_name("README.md").read_text()
+    assert f"makes {len(mutations.mutations())} small mistakes" in readme
+
 def test_a_line_that_is_not_there_is_named():
     with pytest.raises(ValueError, match="attend has 0 lines like: scores = 3"):
         mutations.mutated(SOURCE, "attend", "scores = 3", "scores = 4")
