@@ -908,6 +908,11 @@ class TestShiftedWindows(Questions):
         with pytest.raises(ValueError):
             va.ShiftedWindowAttention(D, h, size)(torch.randn(B, 140, D), GRID)
 
+    @pytest.mark.parametrize("size", [(2, 2, 0), (-1, 2, 2)], ids=str)
+    def test_windows_of_nothing_are_named(self, size):
+        with pytest.raises(ValueError, match="size=.* 1 or more"):
+            va.shifted_window_attention(*qkv(), GRID, size)
+
 # ==== POOLED: means of blocks as keys, or as queries too ==========================================
 
 class TestPooled(Questions):
