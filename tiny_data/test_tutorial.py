@@ -77,12 +77,15 @@ def test_each_chapter_runs_alone_and_its_cells_twice(title, cells, quick, monkey
         figure.set_layout_engine("none")  # to find room for the labels it would be drawn twice
         return real(figure, text, **more)
 
+    curves, no_curves = figures.learning_curves, lambda runs: figures.Picture("", "curves")
     namespace = {"display": lambda *things: None}
     with redirect_stdout(StringIO()):
         for cell in [*SETUP, *cells]:
             monkeypatch.setattr(figures, "as_picture", coarse)
+            monkeypatch.setattr(figures, "learning_curves", curves)
             run(cell, namespace)
             monkeypatch.setattr(figures, "as_picture", draft)
+            monkeypatch.setattr(figures, "learning_curves", no_curves)
             run(cell, namespace)
 
 def test_cells_are_short_and_narrow():
