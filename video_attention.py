@@ -1473,8 +1473,8 @@ def completed(config):
     near = any(step.keywords.get("neighbours") for scheme in schemes for step in steps_of(scheme))
     fits = fits and (class_token == "none" or not (near or config["depthwise"]))  # patches only
     fits = fits and config["gelu"] in ("none", "tanh") and as_sizes(config["image_size"])[0] == 1
-    message = "class_token={!r}: clip, frame, none (neighbours, depthwise; not with head={!r}); "
-    message += "gelu={!r}: none, tanh; image_size={!r}: an int or (height, width)"
+    message = "class_token={!r}: clip, frame, none (not with head={!r}; neighbours, depthwise: none"
+    message += "); gelu={!r}: none, tanh; image_size={!r}: an int or (height, width)"
     require(fits, message, class_token, head, config["gelu"], config["image_size"])
     words = lambda steps: [dict(step=step.func.__name__, **step.keywords) for step in steps]
     schemes = [scheme if isinstance(scheme, str) else words(steps_of(scheme)) for scheme in schemes]

@@ -5,8 +5,8 @@ import csv
 import json
 import os
 import re
-import subprocess
 import struct
+import subprocess
 import sys
 import types
 from pathlib import Path
