@@ -1,5 +1,9 @@
-"""What surrounds video_attention.py: the moving-object data set, studies, weights and tools."""
+"""What surrounds video_attention.py, by rooms; README.md beside this file is their map."""
 
-from .generator import CLASSES, Clips, image_path_ceiling, moving_objects, path_tells
+import video_attention
 
-__all__ = ["CLASSES", "Clips", "image_path_ceiling", "moving_objects", "path_tells"]
+from .moving_objects import CLASSES, Clips, image_path_ceiling, moving_objects, path_tells
+
+SCHEMES = tuple(video_attention.ATTENTION)  # the rows of the file, before other rooms add theirs
+
+__all__ = ["CLASSES", "SCHEMES", "Clips", "image_path_ceiling", "moving_objects", "path_tells"]

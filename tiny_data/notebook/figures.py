@@ -1,0 +1,364 @@
+"""The drawing of the tutorial: pictures, players, tables, learning curves, maps of attention.
+
+Everything comes back as a Picture, which a notebook shows when it is the last line of a cell: HTML
+without a network, on a white ground of its own, so that it reads in light and dark themes, with a
+text for those who cannot see it. Arrays come in, so that this module knows nothing of models.
+"""
+
+import base64
+import html
+import io
+import json
+import time
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+from IPython.display import DisplayHandle
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image, ImageDraw
+
+from .looks import COLOURS, label, look
+
+WIDTH = 880  # pixels: the widest thing a notebook shows without a scroll bar
+SHARP = 2  # pixels of a file for one of the page
+BOX = f"max-width:{WIDTH}px;background:#fff;color:#111;padding:6px;border-radius:6px;"
+WEIGHTS = LinearSegmentedColormap.from_list("weights", ["#ffffff", "#fdd49e", "#d55e00", "#5a1e00"])
+REACH = ListedColormap(["#eceff1", "#0072b2", "#56b4e9", "#b9def5", "#d55e00"])
+
+
+class Picture:
+    """Something to show: markup (HTML), and a text that says the same to who cannot see it.
+
+    shot    bytes of a PNG, `width` pixels wide on the page: GitHub takes images out of HTML
+    live    the HTML does more than the PNG, which then only stands in for it
+    """
+
+    def __init__(self, markup, text, shot=None, width=None, live=False):
+        self.markup, self.text, self.shot, self.width, self.live = markup, text, shot, width, live
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        data, about = {"text/plain": self.text}, {}
+        if self.shot is None or self.live:
+            data["text/html"] = self.markup
+        if self.shot is not None:
+            data["image/png"] = base64.b64encode(self.shot).decode()
+            about["image/png"] = {"width": self.width, "alt": self.text}
+        return data, about
+
+
+def image(shot, text, width):
+    """Bytes of a PNG -> Picture, `width` pixels wide on the page."""
+    source, width = f"data:image/png;base64,{base64.b64encode(shot).decode()}", min(width, WIDTH)
+    style = f"width:{width}px;max-width:100%;background:#fff;border-radius:6px"
+    markup = f'<img alt="{html.escape(text, quote=True)}" style="{style}" src="{source}">'
+    return Picture(markup, text, shot, width)
+
+
+def as_picture(figure, text, colours=256):
+    """A matplotlib figure -> Picture, SHARP pixels of the file for one of the page."""
+    file, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(file, format="png", dpi=100 * SHARP, facecolor="white")
+    shot = Image.open(file).convert("RGB")
+    (shot.quantize(colours) if colours else shot).save(small, "PNG", optimize=True)
+    return image(small.getvalue(), text, int(100 * figure.get_figwidth()))
+
+
+def new_figure(rows=1, columns=1, width=8.6, height=4.0):
+    """A figure with its axes, at most WIDTH pixels wide; pyplot knows nothing of it."""
+    figure = Figure(figsize=(min(width, WIDTH / 100), height), layout="constrained", dpi=100)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+# ==== CLIPS ======================================================================================
+def pixels(video):
+    """(3, T, H, W) in [-1, 1], or (3, H, W) -> uint8 (T, H, W, 3), or (H, W, 3)"""
+    video = ((torch.as_tensor(video).detach().float().cpu() + 1) * 127.5).round().clamp(0, 255)
+    return video.to(torch.uint8).movedim(0, -1).numpy()
+
+
+def player(videos, titles, size=150, milliseconds=400):
+    """Clips (3, T, H, W) side by side, playing without end, `size` pixels high: an animated PNG."""
+    clips, space = [pixels(video) for video in videos], 26
+    scales = [np.ones((2 * size // len(clip[0]),) * 2 + (1,), np.uint8) for clip in clips]
+    tall = max(len(clip[0]) * len(scale) for clip, scale in zip(clips, scales))
+    shots = []
+    for t in range(max(len(clip) for clip in clips)):
+        shot = [np.kron(clip[t % len(clip)], scale) for clip, scale in zip(clips, scales)]
+        edges = [((2 * space, tall - len(frame)), (0, 16), (0, 0)) for frame in shot]
+        page = [np.pad(frame, edge, constant_values=255) for frame, edge in zip(shot, edges)]
+        shots.append(Image.fromarray(np.concatenate(page, axis=1)[:, :-16]))
+        draw, left = ImageDraw.Draw(shots[-1]), 0
+        outlined = dict(font_size=28, stroke_width=3, stroke_fill="black")
+        for clip, title in zip(shot, titles):
+            draw.text((left + 4, 10), f"{title}", fill="black", font_size=24)
+            draw.text((left + 8, 2 * space + 4), f"{t}", fill="white", **outlined)
+            left += clip.shape[1] + 16
+    file, rest = io.BytesIO(), shots[1:]
+    shots[0].save(file, "PNG", save_all=True, append_images=rest, duration=milliseconds, loop=0)
+    text = f"{len(clips)} clips of {len(shots)} frames, playing: " + "; ".join(map(str, titles))
+    return image(file.getvalue(), text, shots[0].width // 2)
+
+
+def film_strips(videos, titles, paths, patch):
+    """Clips (3, T, H, W) as rows of frames, with a cross on the object, at the rows and columns
+    `paths` (B, T, 2), and the borders of the patches."""
+    (T, H, W) = videos[0].shape[1:]
+    width = min(8.6, 1.1 * T * max(W / H, 1) + 1)
+    height = len(videos) * ((width - 1) / T * H / W + 0.12) + 0.3
+    figure, axes = new_figure(len(videos), T, width, height)
+    for b, (line, title) in enumerate(zip(axes, titles)):
+        for t, (axis, frame) in enumerate(zip(line, pixels(videos[b]))):
+            axis.imshow(frame)
+            lattice(axis, H, W, patch)
+            for colour, size, wide in (("white", 11, 3), ("black", 9, 1)):
+                style = dict(color=colour, markersize=size, markeredgewidth=wide)
+                axis.plot(paths[b][t][1], paths[b][t][0], "+", **style)
+            axis.set(xticks=[], yticks=[], title=f"frame {t}" if b == 0 else "")
+        line[0].set_ylabel(title, fontsize=9)
+    said = f"Clips as strips of {T} frames: " + "; ".join(titles)
+    return as_picture(figure, said, colours=None)
+
+
+def lattice(axis, H, W, patch, colour="white"):
+    """The borders between patches of `patch` pixels on a picture of H x W pixels."""
+    style = dict(color=colour, linewidth=0.6, alpha=0.7)
+    for line in range(patch, H, patch):
+        axis.axhline(line - 0.5, **style)
+    for line in range(patch, W, patch):
+        axis.axvline(line - 0.5, **style)
+
+
+def way_of_a_clip():
+    """The way of a clip through the model, with the shapes of the study's smallest task."""
+    boxes = {  # what is done, and the shape that it gives
+        "video": "(B, 3, 4, 16, 16)",
+        "patches of\n3·4·4 pixels,\na linear layer": "(B, 64, 48)",
+        "position of\n(t, y, x)\nadded": "(B, 64, 48)",
+        "x + step(norm(x))\nattention:\ntokens meet": "(B, 64, 48)",
+        "x + mlp(norm(x))\neach token\nby itself": "(B, 64, 48)",
+        "norm, mean\nof the\npatches": "(B, 48)",
+        "linear": "logits (B, 2)",
+    }
+    figure, ((axis,),) = new_figure(height=1.6)
+    style = dict(ha="center", va="center", fontsize=8)
+    for n, (words, shape) in enumerate(boxes.items()):
+        box = dict(boxstyle="round", fc="#fdd49e" if "attention" in words else "#dbe9f6", ec="#333")
+        axis.text(n, 1, words, bbox=box, **style)
+        axis.text(n, 0, shape, **style)
+    axis.text(3.5, 2, "a block; its attention steps are the scheme", **style)
+    axis.set(xlim=(-0.5, 6.6), ylim=(-0.4, 2.2))
+    axis.axis("off")
+    told = [f"{words} {shape}".replace("\n", " ") for words, shape in boxes.items()]
+    return as_picture(figure, "The way of a clip, with shapes: " + "; ".join(told))
+
+
+# ==== RESULTS ====================================================================================
+def curves(scores, xlabel, ticks=None, chance=0.5):
+    """Means with 95% intervals over something, a line for each mechanism that has any.
+
+    scores  {name: {x: (mean, half width of the interval, [value of each seed])}}
+    ticks   {x: what the axis says}
+    """
+    figure, ((axis,),) = new_figure(height=4.4)
+    scores = {name: line for name, line in scores.items() if line}
+    names, places = list(scores), sorted({x for line in scores.values() for x in line})
+    for i, name in enumerate(names):
+        line = sorted(scores[name].items())
+        x = [places.index(x) + 0.05 * (i - (len(names) - 1) / 2) for x, _ in line]
+        mean, half = np.array([score[:2] for _, score in line]).T
+        half = np.where(np.isfinite(half), half, 0)
+        ends = np.minimum(half, mean), np.minimum(half, 1 - mean)
+        style = dict(color=look(name).colour, marker=look(name).marker, label=label(name))
+        axis.errorbar(x, mean, ends, markersize=8, capsize=2, elinewidth=0.9, **style)
+        for place, (_, score) in zip(x, line):
+            axis.plot([place] * len(score[2]), score[2], ".", color=style["color"], alpha=0.6)
+    axis.axhline(chance, color="#7a7a7a", linewidth=1, linestyle=":")
+    axis.set_xticks(range(len(places)), [str((ticks or {}).get(x, x)) for x in places])
+    axis.set(xlabel=xlabel, ylabel="accuracy on new clips", ylim=(0.45, 1.03))
+    axis.grid(axis="y", alpha=0.3)
+    figure.legend(loc="outside right upper", frameon=False)
+    told = [f"{label(n)}: {x} {v[0]:.2f}" for n in names for x, v in scores[n].items()]
+    return as_picture(figure, f"Accuracy over {xlabel}. " + ", ".join(told))
+
+
+def bars(scores, lines=None, start=0.4):
+    """One bar for each mechanism, the longest first, with 95% intervals and a dot for each seed.
+
+    scores  {name: (mean, half width of the interval, [value of each seed])}
+    lines   {what it is: value}, drawn across, for instance a ceiling
+    """
+    order = sorted(scores, key=lambda name: scores[name][0])
+    figure, ((axis,),) = new_figure(height=0.9 + 0.27 * len(order))
+    for y, name in enumerate(order):
+        mean, half, seeds = scores[name]
+        half, style = half if np.isfinite(half) else 0, dict(color=look(name).colour)
+        axis.barh(y, mean - start, left=start, alpha=0.35, height=0.7, **style)
+        ends = [[half], [min(half, 1 - mean)]]
+        axis.errorbar(mean, y, xerr=ends, marker=look(name).marker, capsize=3, **style)
+        axis.plot(seeds, [y] * len(seeds), ".", color="black", markersize=3)
+    for what, value in (lines or {}).items():
+        axis.axvline(value, color="black", linewidth=1, linestyle="--")
+        where, style = (value, len(order) - 0.1), dict(ha="center", va="bottom", fontsize=8)
+        axis.annotate(f"{what} {value:.3f}", where, annotation_clip=False, **style)
+    axis.set_yticks(range(len(order)), [label(name) for name in order])
+    axis.set(xlabel="accuracy on new clips", xlim=(start, 1.01), ylim=(-0.6, len(order) - 0.1))
+    axis.grid(axis="x", alpha=0.3)
+    told = "; ".join(f"{label(name)} {scores[name][0]:.2f}" for name in order[::-1])
+    return as_picture(figure, f"accuracy on new clips: {told}")
+
+
+def learning_curves(runs, chance=0.5):
+    """{name: [(step, loss, accuracy), ...]} -> loss and accuracy as they were while training."""
+    figure, ((left, right),) = new_figure(1, 2, height=3.2)
+    for name, curve in runs.items():
+        step, loss, accuracy = np.array(curve).reshape(-1, 3).T
+        style = dict(color=look(name).colour, marker=look(name).marker, label=label(name))
+        left.plot(step, loss, markersize=5, markevery=3, **style)
+        right.plot(step, accuracy, markersize=5, markevery=3, **style)
+    right.axhline(chance, color="#7a7a7a", linewidth=1, linestyle=":")
+    most = max([0.75, *(1.05 * loss for curve in runs.values() for _, loss, _ in curve)])
+    left.set(xlabel="step", ylabel="loss", ylim=(0, most))
+    right.set(xlabel="step", ylabel="accuracy on new clips", ylim=(0.4, 1.03))
+    figure.legend(*right.get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    last = [f"{label(name)} {curve[-1][2]:.2f}" for name, curve in runs.items() if curve]
+    return as_picture(figure, "Training, accuracy at the end: " + ", ".join(last))
+
+
+class Live:
+    """Learning curves that are drawn while models train."""
+
+    def __init__(self):
+        self.runs, self.last, self.handle = {}, 0.0, DisplayHandle()
+        self.handle.display(Picture("", "training"))
+
+    def add(self, name, step, loss, accuracy):
+        self.runs.setdefault(name, []).append((step, loss, accuracy))
+        if time.perf_counter() - self.last > 1.5:  # drawing takes time
+            self.draw()
+
+    def draw(self):
+        """Draw what there is; called after the last model, it leaves the whole picture."""
+        self.last = time.perf_counter()
+        self.handle.update(learning_curves({n: run for n, run in self.runs.items() if run}))
+
+
+def table(header, rows, caption=""):
+    """A table of at most WIDTH pixels, names and sentences to the left and numbers to the right."""
+    cell = "padding:3px 8px;border-bottom:1px solid #ddd;color:#111;background:#fff;text-align:"
+    long = [any(len(str(row[i])) > 40 for row in rows) for i in range(len(header))]
+    sides = ["left" if wide or i == 0 else "right" for i, wide in enumerate(long)]
+
+    def line(values, tag):
+        parts = zip(sides, (html.escape(str(value)) for value in values))
+        cells = [f'<{tag} style="{cell}{side}">{value}</{tag}>' for side, value in parts]
+        return f"<tr>{''.join(cells)}</tr>"
+
+    body = line(header, "th") + "".join(line(row, "td") for row in rows)
+    title = f'<caption style="color:#111">{html.escape(caption)}</caption>' if caption else ""
+    markup = f'<div style="{BOX}overflow-x:auto;font-size:13px"><table>{title}{body}</table></div>'
+    text = "\n".join(" | ".join(map(str, row)) for row in [header, *rows])
+    return Picture(markup, f"{caption}\n{text}" if caption else text)
+
+
+# ==== WHO ATTENDS TO WHOM ========================================================================
+def maps(of, query, video=None, patch=4):
+    """How much one query takes from each patch, a row of frames for each mechanism.
+
+    of      {name: (T, H, W)}; query (t, y, x); white is nothing at all, the query has a frame
+    video   (3, T, height, width), drawn as the first row where it is given
+    """
+    T, H, W = next(iter(of.values())).shape
+    rows = len(of) + (video is not None)
+    figure, axes = new_figure(rows, T, min(8.6, 1.6 * T + 1.6), rows * 1.5 * H / W + 0.6)
+    if video is not None:
+        for t, frame in enumerate(pixels(video)[:T]):
+            axes[0, t].imshow(frame)
+            lattice(axes[0, t], *frame.shape[:2], patch)
+            outline(axes[0, t], query, t, patch)
+        axes[0, 0].set_ylabel("clip", fontsize=9)
+    for line, (name, values) in zip(axes[rows - len(of) :], of.items()):
+        values = np.asarray(values, dtype=float)
+        for t, axis in enumerate(line):
+            axis.imshow(values[t], cmap=WEIGHTS, vmin=0, vmax=values.max())
+            lattice(axis, H, W, 1, "#cccccc")
+            outline(axis, query, t)
+        line[0].set_ylabel(f"{label(name)}\nlargest {values.max():.2f}", fontsize=8)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    for t, axis in enumerate(axes[0]):
+        axis.set_title(f"frame {t}", fontsize=9)
+    told = "; ".join(f"{label(name)} {shares(values)}" for name, values in of.items())
+    return as_picture(figure, f"What the query {query} takes from each frame: {told}", None)
+
+
+def outline(axis, query, t, patch=1):
+    """A frame around the query's patch, if it is in frame t."""
+    if t == query[0]:
+        corner = (query[2] * patch - 0.5, query[1] * patch - 0.5)
+        for colour, width in (("white", 4), (COLOURS["blue"], 2.2)):
+            axis.add_patch(Rectangle(corner, patch, patch, fill=False, ec=colour, lw=width))
+
+
+def shares(values):
+    """How a map (T, H, W) is divided among the frames, in words."""
+    values = np.asarray(values, dtype=float)
+    return ", ".join(f"{part:.0%}" for part in values.sum(axis=(1, 2)) / values.sum())
+
+
+def reach(of, query, columns=3):
+    """What reaches one patch in a block, a panel for each scheme, frames side by side.
+
+    of      {title: (T, H, W)}: 0 never, 1 by the last step (dark), 2 and 3 by those before (light)
+    """
+    T, H, W = next(iter(of.values())).shape
+    rows = -(-len(of) // columns)
+    figure, axes = new_figure(
+        rows, columns, height=rows * (8.4 / columns * H / (T * (W + 1)) + 0.3) + 0.2
+    )
+    for axis, (title, steps) in zip(axes.flat, of.items()):
+        colours = steps.copy()
+        colours[query] = 4
+        for t, frame in enumerate(colours):
+            edges = np.arange(W + 1) + t * (W + 1), range(H + 1)
+            style = dict(cmap=REACH, vmin=0, vmax=4, edgecolors="white", linewidth=0.8)
+            axis.pcolormesh(*edges, frame, **style)
+        axis.set_title(title, fontsize=9, loc="left", pad=3)
+        axis.set(aspect="equal", xlim=(0, T * (W + 1) + 1))
+        axis.invert_yaxis()
+    for axis in axes.flat:
+        axis.axis("off")
+    words = (
+        "one patch (orange), and what reaches it in a block: by the last step (dark) or by those "
+    )
+    figure.supxlabel(words + "before (light)", fontsize=9)
+    told = [f"{title}: {int((steps > 0).sum())} of {steps.size}" for title, steps in of.items()]
+    return as_picture(figure, "How many patches reach one in a block: " + "; ".join(told))
+
+
+def explorer(video, of, query=(1, 1, 1), patch=4):
+    """Choose mechanism and query, see what it takes from each patch; works in exported HTML.
+
+    of      {name: (N, N) weights, query by query}, N = T*H*W; they travel as bytes, each query's
+            largest as 255. Where scripts do not run, a picture of one query stands in.
+    """
+    frames = pixels(video)
+    T, H, W = len(frames), frames.shape[1] // patch, frames.shape[2] // patch
+    data = dict(T=T, H=H, W=W, patch=patch, query=list(query), frames=frames.tobytes(), maps={})
+    for name, weights in of.items():
+        weights = np.asarray(weights, dtype=float)
+        top = weights.max(axis=1, keepdims=True).clip(1e-12)
+        cells = (255 * weights / top).round().astype(np.uint8)
+        top = [float(f"{x:.4g}") for x in top[:, 0]]
+        data["maps"][label(name)] = dict(top=top, cells=cells.tobytes())
+    packed = json.dumps(data, default=lambda b: base64.b64encode(b).decode())
+    n = (query[0] * H + query[1]) * W + query[2]
+    static = maps({name: w[n].reshape(T, H, W) for name, w in of.items()}, query, video, patch)
+    page = Path(__file__).with_name("explorer.html").read_text()
+    parts = dict(ID="x" + sha256(packed.encode()).hexdigest()[:10], BOX=BOX)
+    for name, part in (parts | dict(STATIC=static.markup, DATA=packed)).items():
+        page = page.replace("{{" + name + "}}", part)
+    return Picture(page, static.text, static.shot, static.width, live=True)

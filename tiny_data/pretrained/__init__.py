@@ -1,0 +1,11 @@
+"""Published models: sizes, weights, a start from an image transformer, own clips; see README.md.
+
+Import it before a saved model of a release is built again: it adds the rows of quirks.ROWS.
+"""
+
+from . import quirks
+from .image import load_image_weights
+from .presets import PRESETS, preset
+from .released import from_released
+
+__all__ = ["PRESETS", "from_released", "load_image_weights", "preset", "quirks"]

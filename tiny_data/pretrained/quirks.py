@@ -1,0 +1,115 @@
+"""What a release does and its paper does not. Importing this adds ROWS to ATTENTION:
+
+xvit_half, xvit_quarter_8       X-ViT with half of the channels mixed in the whole clip (Something-
+                                Something), or a quarter in segments of 8 frames (Kinetics)
+lvt_half..., lvt_quarter_8...   LVT with these shares; one gate, _two_gates (q and k) or _no_gate
+motionformer_orthoformer        trajectory attention, prototypes chosen as in the released code
+"""
+
+import torch
+import torch.nn as nn
+from einops import rearrange
+
+import video_attention as va
+
+FRAMES = "(B T) h (H W) d"
+
+
+def segments(T, segment):
+    """How many segments of so many frames a clip has; None is the whole clip."""
+    assert T % (segment or T) == 0, f"T={T} is no multiple of segment={segment}"
+    return T // (segment or T)
+
+
+def joined_heads_attention(q, k, v, grid, moved=0.5, segment=None):
+    """X-ViT's mixing (82ca176, slowfast/models/temporal_shift.py:44): slices of the joined heads, in
+    segments of frames. So mostly whole heads come from the next frame, the previous or their own.
+    """
+    T, h, C = grid[0], q.shape[1], va.count_class_tokens(q, grid)
+    q, k, v = (va.into_groups(x, grid, FRAMES) for x in (q, k, v))  # each (B*T, h, c + S, d)
+    k, v = (rearrange(x, "BT h L d -> BT 1 L (h d)") for x in (k, v))  # each (B*T, 1, c + S, D)
+    k, v = (va.mix_frames(x, T // segments(T, segment), moved=moved) for x in (k, v))
+    k, v = (rearrange(x, "BT 1 L (h d) -> BT h L d", h=h) for x in (k, v))
+    return va.out_of_groups(va.attend(q, k, v), grid, FRAMES, C)  # (B, h, N, d)
+
+
+class ReleasedLinearAttention(va.LinearAttention):
+    """LVT's attention with a gate each for q and k and, along space, another share of channels that
+    comes from the next and the previous frame, inside segments of frames."""
+
+    def __init__(self, dim, heads, two_gates=False, moved=0.0, segment=None, **options):
+        super().__init__(dim, heads, **options)
+        assert not (two_gates and options.get("rotary")), "no rotary positions with two gates"
+        d = dim // heads
+        self.moved, self.segment = moved, segment
+        self.gate_k = nn.Linear(3 * d, d) if two_gates else None
+
+    def attend_features(self, q, k, v, grid):
+        if self.gate_k is None:
+            return super().attend_features(q, k, v, grid)
+        q, k = va.relu_features(q), va.relu_features(k)  # each (B, h, N, d)
+        g_q, g_k = (va.fixation_gate(layer, q, k, v) for layer in (self.gate_q, self.gate_k))
+        return va.attend_linearly(g_q * q, g_k * k, v)  # (B, h, N, d)
+
+    def from_other_frames(self, x, grid):
+        (T, H, W), n = grid, segments(grid[0], self.segment)
+        share = int(self.moved * x.shape[1] * x.shape[3] / 2 + 1e-6)
+        x = rearrange(x, "B h (n I) d -> (B n) h I d", n=n)
+        x = va.shift_from_neighbours(x, (T // n, H, W), va.NEXT_AND_PREVIOUS, share)
+        return rearrange(x, "(B n) h I d -> B h (n I) d", n=n)  # (B, h, T*S, d)
+
+    def mechanism(self, q, k, v, grid):
+        if self.moved > 0:
+            k, v = self.from_other_frames(k, grid), self.from_other_frames(v, grid)
+        return super().mechanism(q, k, v, grid)
+
+
+def lvt_steps(gates, moved, segment=None, neighbours=True):
+    """LVT's steps with 0, 1 or 2 gates; `neighbours` and `moved` are what is shifted in each."""
+    gated = dict(fixation=gates > 0, two_gates=gates == 2)
+    in_time = va.step(ReleasedLinearAttention, axis="time", neighbours=neighbours, **gated)
+    in_space = dict(axis="space", moved=moved, segment=segment)
+    return [in_time, va.step(ReleasedLinearAttention, **in_space, **gated)]
+
+
+def released_prototypes(q, k, count, start=0):
+    """Motionformer's choice (bf43d50, slowfast/models/orthoformer_helper.py): all queries and no keys
+    are candidates, returned in token order. Its code starts from a random query, this from `start`.
+    """
+    picked = va.most_orthogonal_subset(q.roll(-start, dims=2), count)  # (B, h, count)
+    picked = ((picked + start) % q.shape[2]).sort(dim=-1).values
+    return q.gather(2, picked.unsqueeze(-1).expand(-1, -1, -1, q.shape[3]))  # (B, h, count, d)
+
+
+@torch.no_grad()
+def use_the_slip(model):
+    """Motionformer was trained with a slip (vit_helper.py:146, use_original_code): its second stage
+    takes the trajectory token itself as the value. So W_v becomes the identity and b_v zero."""
+    for module in model.modules():
+        if isinstance(module, va.TrajectoryAttention):
+            D = module.proj_kv.in_features
+            module.proj_kv.weight[D:] = torch.eye(D)
+            module.proj_kv.bias[D:] = 0
+
+
+def inverse_of_one_scale(A, iterations=6):
+    """va.iterative_inverse, started from one column sum for the whole batch, so that clips influence
+    each other: Nystromformer's "original", also in Motionformer's nystrom_helper.py."""
+    identity, Z = torch.eye(A.shape[-1]).to(A), A.mT / A.sum(dim=-2).max()
+    for _ in range(iterations):
+        AZ = A @ Z
+        Z = Z @ (13 * identity - AZ @ (15 * identity - AZ @ (7 * identity - AZ))) / 4
+    return Z
+
+
+GATES = ("_no_gate", "", "_two_gates")
+PROTOTYPES = va.step(va.OrthoformerTrajectoryAttention, choose=released_prototypes)
+ROWS, CLASS_TOKENS = {"motionformer_orthoformer": [PROTOTYPES]}, {}
+for share, moved, segment in (("half", 0.5, None), ("quarter_8", 0.25, 8)):
+    mixing = va.step(joined_heads_attention, moved=moved, segment=segment)
+    ROWS[f"xvit_{share}"], CLASS_TOKENS[f"xvit_{share}"] = [mixing], "frame"
+    for gates, name in enumerate(GATES):
+        ROWS[f"lvt_{share}{name}"] = lvt_steps(gates, moved, segment)
+        CLASS_TOKENS[f"lvt_{share}{name}"] = "none"
+va.ATTENTION.update(ROWS)
+va.CLASS_TOKEN.update(CLASS_TOKENS)

@@ -1,0 +1,164 @@
+"""The proof that the course kit grades: right files in nine styles get full marks, known wrong answers
+and small mistakes by rule lose marks and are named, hostile files get nothing and end nothing.
+
+This is a sample; COURSE=whole pytest tiny_data/tests/test_course.py is all of it, half an hour.
+"""
+
+import ast
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tiny_data import mistakes as mutator
+from tiny_data.course import __main__ as course
+from tiny_data.course import calling, grading, handout, mistakes
+from tiny_data.course.questions import QUESTIONS
+
+WHOLE = os.environ.get("COURSE") == "whole"
+FUNCTIONS = [f for q in QUESTIONS for f in q.functions]
+BLANK, CODES = handout.student_file(QUESTIONS), {f.name: handout.code_of(f.name) for f in FUNCTIONS}
+torch.set_num_threads(1)
+
+
+def sample(items, some):
+    return list(items) if WHOLE else list(items)[::some]
+
+
+def renamed(code):
+    """The same function with other parameters, but for one that it is handed over with."""
+    tree = ast.parse(code)
+    names = {x.arg: f"p{n}" for n, x in enumerate(tree.body[0].args.args) if x.arg != "causal"}
+    for x in ast.walk(tree):
+        for field in {"arg", "id"} & set(x._fields) if isinstance(x, (ast.arg, ast.Name)) else ():
+            setattr(x, field, names.get(getattr(x, field), getattr(x, field)))
+    return ast.unparse(tree)
+
+
+def bound(way):
+    mine = [code.replace("def ", "def my_", 1) for code in CODES.values()]
+    return "\n".join([BLANK, *mine, *(way.format(name) for name in CODES)])
+
+
+OBJECT = (
+    "class Any{0}(nn.Module):\n    def forward(self, *a, **o):\n        return my_{0}(*a, **o)\n"
+)
+METHODS = [re.sub("^", "    ", f"@staticmethod\n{code}", flags=re.M) for code in CODES.values()]
+RIGHT = {
+    "the file itself": handout.source(),
+    "a helper called random.py": f"{BLANK}\nfrom random import *\n",
+    "plain torch": "\n".join([BLANK, *CODES.values()]),
+    "the functions alone": "\n".join(CODES.values()),
+    "parameters renamed": "\n".join([BLANK, *map(renamed, CODES.values())]),
+    "other names": bound("{0} = my_{0}"),
+    "lambdas": bound("{0} = lambda *a, **o: my_{0}(*a, **o)"),
+    "objects": bound(OBJECT + "{0} = Any{0}()"),
+    "methods": "\n".join([BLANK, "class M:", *METHODS, *(f"{x} = M.{x}" for x in CODES)]),
+}
+NAMED = [(f, words) for f in FUNCTIONS for words in mistakes.known(f.name)]
+HELP, *CHEATS = (handout.HERE / "cheats.md").read_text("utf-8").split("\n## ")
+
+
+def blocks(text):
+    parts = text.replace("FILE", str(handout.FILE)).split("```python\n")[1:]
+    return [part.split("```")[0] for part in parts]
+
+
+def graded(folder, text, **beside):
+    """The result of a file and all that its report says."""
+    for name, other in {"student": text, **beside}.items():
+        (folder / f"{name}.py").write_text(other, "utf-8")
+    result = grading.grade("x", folder / "student.py", QUESTIONS, seed=5)
+    failed = [words for _, every in result.questions for m in every for words in m.failed.values()]
+    return result, "\n".join([*result.notes, *failed])
+
+
+def marks_of(function, text):
+    """Marks of one function with this text, among right ones."""
+    right, outcomes = grading.right_answers(function, 5), []
+    for case, expected in zip(handout.cases_of(function, 5), right):
+        signal.alarm(20)
+        try:
+            reply = calling.answer(mistakes.function_of(function.name, text), case.inputs())
+        except Exception as error:
+            reply = dict(error=str(error))
+        signal.alarm(0)
+        outcomes.append(grading.judge(case, reply, expected))
+    return grading.mark(function, outcomes)
+
+
+@pytest.mark.parametrize("style", sample(RIGHT, 9))
+def test_right_files_get_full_marks(style, tmp_path):
+    beside = {"random": RIGHT["plain torch"]} if "random" in style else {}
+    result, said = graded(tmp_path, RIGHT[style], **beside)
+    assert result.points == 70, said
+
+
+@pytest.mark.parametrize("f, words", sample(NAMED, 20), ids=lambda x: getattr(x, "name", x))
+def test_known_mistakes_lose_marks_and_are_named(f, words):
+    marks = marks_of(f, mistakes.known(f.name)[words])
+    assert words in " ".join(marks.failed.values()) and marks.points < f.points
+
+
+@pytest.mark.parametrize("f", sample(FUNCTIONS, 8), ids=lambda f: f.name)
+def test_small_mistakes_by_rule_lose_marks(f):
+    survived, source = [], handout.source()
+    for mistake in mutator.sample(source, 1000 if WHOLE else 4, 1, f.name):
+        node = mutator.definitions(mutator.with_mistake(source, mistake))[f.name]
+        child = os.fork()  # some mistakes end the process
+        if child == 0:
+            os._exit(bool(marks_of(f, ast.unparse(node)).failed))
+        if os.waitpid(child, 0)[1] == 0:
+            survived.append(mutator.lines(source, mistake)[2])
+    equal = "assert", "only checks", "cheaper"  # they refuse, or choose between equal results
+    survived = [line for line in survived if not any(words in line for words in equal)]
+    assert len(survived) <= (5 if WHOLE else 0), survived  # equal programs, to be read by a person
+
+
+@pytest.mark.parametrize("cheat", sample(CHEATS, 20), ids=lambda x: x.split(":")[0])
+def test_hostile_files_get_nothing_and_are_named(cheat, tmp_path):
+    words, (code, *helper) = cheat.split("\n")[0].split(": ")[1], blocks(cheat)
+    text = code if words == "SyntaxError" else "\n".join([BLANK, *blocks(HELP), code])
+    result, said = graded(tmp_path, text, **{"json": x for x in helper})
+    assert result.points <= 10.5 and words in said
+
+
+def test_a_class_is_graded_whatever_ends(tmp_path):
+    """Ann has no file; bob's grading ended everything twice, cy's once."""
+    (tmp_path / "in" / "ann").mkdir(parents=True)
+    (tmp_path / "out" / "started").mkdir(parents=True)
+    for name, times in (("bob", "xx"), ("cy", "x")):
+        (tmp_path / "in" / f"{name}.py").write_text(CODES["attend"])
+        (tmp_path / "out" / "started" / name).write_text(times)
+    course.main(["grade", f"{tmp_path}/in", "1", "--to", f"{tmp_path}/out", "--resume"])
+    files = sorted((tmp_path / "out" / "gradescope").iterdir())
+    ann, bob, cy = (json.loads(x.read_text()) for x in files)
+    assert (ann["score"], bob["score"], cy["score"]) == (0, 0, 2)
+    assert "missing" in ann["output"] and "ended" in bob["output"]
+
+
+def test_the_handout_has_holes_and_a_check_that_says_where_to_begin(tmp_path):
+    course.main(["handout", "1", "--to", str(tmp_path), "--hints"])
+    text = (tmp_path / "student.py").read_text()
+    assert text.count("is not written yet") >= len(FUNCTIONS) and "softmax(dim" not in text
+    for scores, wrong in (("q", True), ("q / scale", False)):
+        codes = CODES["attend"].replace("q / scale", scores), CODES["attention_weights"]
+        (tmp_path / "student.py").write_text("\n".join([text, *codes]))
+        words = [sys.executable, "-m", "pytest", "-q", "check.py"]
+        ran = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+        assert ran.returncode == wrong and ("Begin with attend" in ran.stdout) == wrong
+
+
+def test_the_table_is_whole():
+    for f in FUNCTIONS:
+        parts = {x for case in handout.cases_of(f, 5) for x in (*case.tags, "values")} | {
+            "gradients",
+            "price",
+        }
+        assert sum(f.parts.values()) == 100 and set(f.parts) <= parts
+    assert sum(q.points for q in QUESTIONS) == 70 and "softmax" in handout.key(QUESTIONS)

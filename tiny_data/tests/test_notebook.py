@@ -1,0 +1,203 @@
+"""The notebook: attention maps, the stepper, pictures, and every chapter with few steps."""
+
+import ast
+import json
+import math
+import re
+from contextlib import redirect_stdout
+from io import StringIO
+
+import pytest
+import torch
+
+import video_attention as va
+from tiny_data import SCHEMES, moving_objects, refresh, study
+from tiny_data.notebook import attention_maps, cells, figures, looks, stepper
+
+torch.set_num_threads(1)
+GRID, D, HEADS = (3, 2, 5), 24, 4
+
+
+def random_module(make):
+    """A step with random weights in every layer; W_v of trajectories the identity."""
+    module = make(D, HEADS).double()
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    if isinstance(module, va.TrajectoryAttention):
+        module.proj_kv.weight.data[D:], module.proj_kv.bias.data[D:] = torch.eye(D), 0
+    return module
+
+
+STEPS = [(name, i) for name in SCHEMES for i in range(len(va.ATTENTION[name]))]
+
+
+@pytest.mark.parametrize("name, i", STEPS)
+def test_a_map_is_what_the_step_pays(name, i):
+    """The twin is the step without its last layers; its output is a sum of values, as often as the
+    gradient says; all queries at once give the same as one by one."""
+    C = 0 if name == "lvt" else GRID[0]  # neighbours are those of patches alone
+    module, x = random_module(va.ATTENTION[name][i]), torch.randn(2, C + 30, D).double()
+    twin, n = attention_maps.twin_of(module, x), C + (1 * 2 + 1) * 5 + 3
+    out, values = twin(x, GRID), twin.qkv.values
+    last = module.extra(module.proj(out))[:, n]
+    assert (last - module(x, GRID)[:, n]).abs().max() < 1e-10
+    (taken,) = torch.autograd.grad(out[0, n, 7], values, retain_graph=True)
+    assert ((taken * values).sum() - out[0, n, 7]).abs() < 1e-10
+    found = attention_maps.attention_map(module, x, GRID, (1, 1, 3))
+    (taken,) = torch.autograd.grad(out[:, n].sum(), values)
+    assert (found - taken.unflatten(2, (HEADS, -1)).mean(dim=3).mT).abs().max() < 1e-12
+    everybody = attention_maps.everybodys_map(module, x[:1], GRID)
+    assert (everybody[n] - found[0].mean(dim=0)).abs().max() < 1e-10
+
+
+def test_maps_against_definitions():
+    x = torch.randn(2, 31, D).double()
+    joint = random_module(va.ATTENTION["joint"][0])
+    q, k, _ = attention_maps.q_k_v(joint, x)
+    with torch.inference_mode():
+        found = attention_maps.attention_map(joint, x, GRID, 0)  # the class token's
+    assert (found - va.attention_weights(q, k)[:, :, 0]).abs().max() < 1e-12
+    for name in ("trajectory", "trajectory_orthoformer"):
+        path = random_module(va.ATTENTION[name][0])
+        maps, along = attention_maps.trajectory_maps(path, x, GRID, (1, 0, 2))
+        whole = attention_maps.attention_map(path, x, GRID, (1, 0, 2))[..., 1:].unflatten(-1, GRID)
+        assert (maps * along[..., None, None] - whole).abs().max() < 1e-12
+        assert max((maps.sum((3, 4)) - 1).abs().max(), (along.sum(2) - 1).abs().max()) < 1e-12
+
+
+def test_a_layer_of_a_model():
+    shape = dict(num_frames=3, image_size=(4, 10), patch_size=2, dim=D, depth=2, heads=HEADS)
+    model = va.VideoTransformer("divided", num_classes=3, **shape).double().eval()
+    video = torch.randn(2, 3, 3, 4, 10, dtype=torch.float64)
+    entered = attention_maps.inputs_of_steps(model, video)
+    assert [[grid for _, grid in inputs] for inputs in entered] == [[GRID, GRID], [GRID, GRID]]
+    tokens = model.patches(video)[0]
+    tokens = model.position(torch.cat([model.class_token.expand(2, 1, -1), tokens], dim=1), GRID)
+    assert torch.equal(model.blocks[0].norms[0](tokens), entered[0][0][0])
+    maps = attention_maps.layer_map(model, video, -1, (1, 1, 3))
+    for step, (x, _), found in zip(model.blocks[1].steps, entered[1], maps, strict=True):
+        assert torch.equal(found, attention_maps.attention_map(step, x, GRID, (1, 1, 3)))
+    with pytest.raises(AssertionError, match="eval"):
+        attention_maps.inputs_of_steps(model.train(), video)
+    for query in ((3, 0, 0), (0, -1, 0), 1):
+        with pytest.raises(AssertionError, match="query="):
+            attention_maps.number_of(query, 31, GRID)
+
+
+def test_what_reaches_a_patch_in_a_block(monkeypatch):
+    count = cells.reached("divided", (2, 2, 3), (0, 1, 1))
+    assert count.tolist() == [[[1] * 3] * 2, [[2] * 3] * 2]
+    monkeypatch.setitem(va.ATTENTION, "mine", [va.step(va.window_attention, window=0)])
+    assert cells.reached("mine", (2, 2, 3), (0, 1, 1)).sum() == 6
+    assert looks.label("mine") == "mine" and looks.look("mine").colour == "#7a7a7a"
+
+
+def test_what_is_not_recorded_is_said():
+    results = study.load_results()
+    said = cells.verdict(results, "main", "plain", [("mine", "joint"), ("space", "joint")])
+    assert "not recorded yet  mine" in said and re.search(r"behind +space -0\.4", said)
+    columns = {"plain": ("plain", "accuracy")}
+    text = cells.score_table(results, "main", columns, ["mine", "mixing"]).text
+    assert "mine | not recorded yet" in text and "mixing | 1.000 ± 0.000" in text
+    known = [looks.look(name) for name in SCHEMES if name in looks.TABLE]
+    assert len({look[1:3] for look in known}) == len({look.label for look in known}) == len(known)
+
+
+def test_the_stepper_shows_what_a_function_made():
+    q, k, *_ = cells.small_grid()
+    weights = va.attention_weights(q, k)
+    picture = stepper.step_through(va.attention_weights, q, k, expected=weights + 1)
+    assert "scores (1, 1, 12, 12)" in picture.text and picture.text.endswith("1.0e+00")
+    assert " ".join(f"{x:5.2f}" for x in weights[0, 0, 5].tolist()) in picture.text
+
+    def doubles(x):
+        y = x.clone()
+        for _ in range(3):
+            y *= sum(
+                [1, 1])  # fmt: skip
+        return y
+
+    picture = stepper.step_through(doubles, torch.ones(1))
+    assert picture.text.count("y (1,)\n 8.00") == 1
+    assert re.findall(r"last of \d times", picture.markup) == ["last of 3 times"] * 2
+    source = stepper.show_source(va.TrajectoryAttention)
+    number, lines = int(re.search(r"line (\d+)", source.text)[1]), source.text.splitlines()[1:]
+    file = (refresh.ROOT / "video_attention.py").read_text().splitlines()
+    assert file[number - 1 : number - 1 + len(lines)] == lines
+
+
+def test_pictures_have_texts_and_fit(monkeypatch):
+    monkeypatch.setattr(figures, "SHARP", 0.5)
+    clips, line = moving_objects(2, seed=0), {1: (0.7, 0.05, [0.65]), 8: (0.7, math.inf, [0.7])}
+    weights = torch.rand(64, 64).numpy() / 2
+    shown = [
+        figures.player(list(clips.video), ["one", "two"]),
+        figures.film_strips(list(clips.video), ["right", "left"], clips.path, 4),
+        figures.curves({"joint": line, "mixing": line}, "speed"),
+        figures.bars({"joint": line[1], "space": line[8]}, lines={"ceiling": 0.85}),
+        figures.learning_curves({"joint": [(25, 0.7, 0.5), (50, 0.5, 0.8)]}),
+        figures.way_of_a_clip(),
+        figures.explorer(clips.video[0], {"joint": weights}, (2, 1, 3)),
+        cells.reach(["space"], grid=(2, 2, 3), query=(0, 1, 1)),
+    ]
+    for picture in shown:
+        data, about = picture._repr_mimebundle_()
+        assert data["text/plain"] == about["image/png"]["alt"] == picture.text
+        assert len(picture.text) > 20 and picture.width <= 880 and "{{" not in picture.markup
+    data = json.loads(re.search(r"data = (\{.*\});", shown[6].markup)[1])["maps"]["joint"]
+    cells_of = figures.base64.b64decode(data["cells"])
+    assert max(cells_of[:64]) == 255  # each query's largest weight
+    assert cells_of[5] / 255 * data["top"][0] == pytest.approx(weights[0, 5], abs=0.005)
+    assert "&lt;x&gt;" in figures.table(["a", "<x>"], [["b", 1]]).markup
+
+
+# ==== THE CHAPTERS ===============================================================================
+@pytest.fixture
+def quick(monkeypatch):
+    """Two steps of training, few test clips, and pictures that are not drawn."""
+    monkeypatch.setenv("TUTORIAL_STEPS", "2")
+    monkeypatch.setattr(study, "TEST", 64)
+    monkeypatch.setattr(figures, "as_picture", lambda *x, **_: figures.Picture("", x[1]))
+    monkeypatch.setattr(va, "ATTENTION", dict(va.ATTENTION))
+    study.test_clips.cache_clear()
+    yield
+    study.test_clips.cache_clear()
+
+
+def run(source, namespace):
+    """As a notebook does: the value of a last expression is shown."""
+    tree = ast.parse(source)
+    if isinstance(tree.body[-1], ast.Expr):
+        tree.body[-1] = ast.parse(f"shown = {ast.unparse(tree.body[-1])}").body[0]
+    exec(compile(tree, "<cell>", "exec"), namespace)
+    assert getattr(namespace.pop("shown", None), "text", "none")
+
+
+def test_every_chapter_runs_alone_after_the_first_cell(quick, monkeypatch):
+    chapters = [[]]
+    for cell in json.loads((refresh.ROOT / "tutorial.ipynb").read_text())["cells"]:
+        source = "".join(cell["source"])
+        if source.startswith("## "):
+            chapters.append([])
+        if cell["cell_type"] == "code":
+            assert max(map(len, source.splitlines())) <= 100 and source.count("\n") < 15, source
+            chapters[-1].append(source)
+    for chapter in chapters[1:]:
+        monkeypatch.setattr(cells, "TRAINED", {})
+        namespace = {"display": lambda picture: picture.text}
+        with redirect_stdout(StringIO()):
+            for source in chapters[0] + chapter:
+                run(source, namespace)
+
+
+def test_the_stop_button_ends_training_and_the_cell_trains_anew(quick, monkeypatch):
+    """It is a KeyboardInterrupt inside a step."""
+
+    def stop(*batch):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "training_step", stop)
+    with redirect_stdout(StringIO()) as said:
+        models = cells.train_live("2 frames", "joint", "mixing")
+    assert "stopped" in said.getvalue() and not any(model.training for model in models)
+    assert ("2 frames", "joint") not in cells.TRAINED and "mixing" not in said.getvalue()
