@@ -491,8 +491,7 @@ def mix_frames(x, T, window=1, moved=0.5):
     share = int(moved * d / max(n, 1) + 1e-6)  # channels from each frame; .58 * 100 is 57.99...
     assert share > 0 or moved == 0, f"moved={moved} of d={d} is no channel from each of {n} frames"
     frames = x.unflatten(0, (-1, T))  # (B, T, h, L, d)
-    moving = frames[..., : n * share]  # (B, T, h, L, n*share)
-    padded = F.pad(moving, (0, 0, 0, 0, 0, 0, window, window))  # (B, T + 2*window, h, L, n*share)
+    padded = F.pad(frames, (0, 0, 0, 0, 0, 0, window, window))  # (B, T + 2*window, h, L, d)
     mixed = []
     for i, by in enumerate(away):
         near, channels = slice(window + by, window + by + T), slice(i * share, (i + 1) * share)
