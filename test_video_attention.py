@@ -27,7 +27,6 @@ import os
 import pickle
 import re
 import sys
-from datetime import timedelta
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
@@ -128,27 +127,6 @@ def same_gradients(call, expected, inputs, tolerance=1e-10):
         same(nothing if ours is None else ours, nothing if theirs is None else theirs, tolerance)
 
 
-def attends_to(step, grid, query, heads=h):
-    """The patches whose input can change step(dim, heads)'s output for `query`, by gradients."""
-    module = step(heads * d, heads).double().eval()
-    x = randn(1, math.prod(grid), heads * d).requires_grad_()
-    n = patches_of(grid).index(query)
-    (gradient,) = torch.autograd.grad(module(x, grid)[0, n].sum(), x)
-    reached = gradient[0].abs().sum(-1) > 1e-14
-    return {patch for patch, hit in zip(patches_of(grid), reached) if hit}
-
-
-def paid(mechanism, q, k, grid):
-    """What each token takes from each, (h, N, N), for q and k (1, h, N, d), by its channels' mean.
-
-    With q and k fixed every mechanism is linear in its values: so N clips, each with one value.
-    """
-    N = q.shape[2]
-    v = torch.eye(N, dtype=q.dtype)[:, None, :, None].expand(N, *q.shape[1:])
-    out = mechanism(q.expand_as(v), k.expand_as(v), v, grid)  # (value, h, query, d)
-    return out.mean(dim=-1).permute(1, 2, 0)
-
-
 def picture(patches, grid, query, mark=lambda patch: "#"):
     """The character picture of a docstring."""
     T, H, W = grid
@@ -194,23 +172,11 @@ VIDEO = (2, 3, 6, 24, 40)  # with patches of 8 a grid of 6 x 3 x 5
 SHORT = (2, 3, 3, 16, 24)  # a grid of 3 x 2 x 3, for what takes long
 FEW = {"trajectory_nystrom": {"first_stage": partial(va.nystrom_per_frame, landmarks=7)}}
 FEW |= {"orthoformer": {"prototypes": 5}, "performer": {"features": 9}, "nystrom": {"landmarks": 7}}
-
-
-def name_of(step):
-    """Of a step of a scheme, with its options."""
-    plain = lambda x: getattr(x, "func", x)
-    words = {key: getattr(plain(x), "__name__", x) for key, x in step.keywords.items()}
-    what = words.pop("mechanism", step.func.__name__)
-    return "-".join([what, *(f"{key}={value}" for key, value in words.items())])
-
-
 SCHEMES = {}
 for scheme, steps in vars(va).get("ATTENTION", {}).items():
     options = next((options for word, options in FEW.items() if word in scheme), {})
     SCHEMES[scheme] = [partial(step, **options) for step in steps]
-STEPS = {name_of(step): step for steps in SCHEMES.values() for step in steps}  # each once
 every_scheme = pytest.mark.parametrize("name", SCHEMES)
-every_step = pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
 
 
 def tiny(attention, **options):
@@ -280,20 +246,22 @@ class Questions:
     @pytest.mark.parametrize("grid", GRIDS, ids=str)
     def test_equals_oracle(self, grid):
         for kind in self.class_tokens:
-            call, oracle = partial(self.call, grid=grid), partial(self.oracle, grid=grid)
-            inputs = qkv(grid, class_tokens_of(kind, grid), self.heads)
-            same_gradients(call, oracle, inputs)
+            forms = [partial(form, grid=grid) for form in (self.call, self.oracle)]
+            same_gradients(*forms, qkv(grid, class_tokens_of(kind, grid), self.heads))
 
     def test_attends_to_what_the_paper_says(self):
         """The patches from which the oracle takes values; the picture of the docstring shows them,
         without a picture it is everything."""
         text = re.sub(r" +$", "", type(self).mechanism.__doc__, flags=re.M)
+        module = self.step(self.heads * d, self.heads).double()
         for grid, query in product((GRID, (4, 4, 6)), ((0, 0, 0), (1, 1, 2), (3, 3, 5))):
             (q, k, v), patches = qkv(grid, heads=self.heads), patches_of(grid)
-            n, v = patches.index(query), v.requires_grad_()
+            n, x = patches.index(query), randn(1, len(patches), self.heads * d).requires_grad_()
+            (gradient,) = torch.autograd.grad(module(x, grid)[:, n].sum(), x)
+            found = {one for n, one in enumerate(patches) if gradient[0, n].abs().sum() > 1e-14}
+            v.requires_grad_()
             (gradient,) = torch.autograd.grad(self.oracle(q, k, v, grid)[:, :, n].sum(), v)
-            expected = {patch for n, patch in enumerate(patches) if gradient[:, :, n].any()}
-            found = attends_to(self.step, grid, query, self.heads)
+            expected = {one for n, one in enumerate(patches) if gradient[:, :, n].any()}
             assert picture(found, grid, query) == picture(expected, grid, query)
             if self.drawn and (grid, query) == ((4, 4, 6), (1, 1, 2)):
                 computed = picture(found, grid, query, self.mark)
@@ -327,6 +295,17 @@ class Questions:
         for scale in (150, 400):
             x = scale * torch.randn(B, 140, 64 * self.heads)
             assert module(x.to(dtype), GRID).isfinite().all()
+
+    @pytest.mark.parametrize("zero_init", ["proj", "extra"])
+    def test_zero_init_starts_as_nothing_and_wakes_up(self, zero_init):
+        """And the options that all mechanisms share are handed on."""
+        options = {"qkv_bias": False, "dropout": 0.25, "zero_init": zero_init}
+        module = self.step(self.heads * d, self.heads, **options).double()
+        assert module.dropout.p == 0.25 and module.qkv.bias is None
+        out = module(randn(2, 140, self.heads * d), GRID)
+        same(out, torch.zeros_like(out), 0)
+        out.sum().backward()
+        assert getattr(module, zero_init).bias.grad.abs().min() > 0
 
     def test_module_is_the_mechanism_between_its_projections(self):
         """Rows of qkv are those of q, then k, then v, in each head by head; proj reads head by
@@ -392,32 +371,10 @@ class TestAttend:
         """64 products of 50 * 50 are beyond float16, an eighth of them is not."""
         q = torch.full((1, 9, 64), 50.0, dtype=dtype)
         same(va.attention_weights(q, q).float(), torch.full((1, 9, 9), 1 / 9), 1e-3)
-        same(va.attend(q, q, q).float(), q.float(), 0.5)
-
-    @pytest.mark.parametrize("C", range(-1, 7))
-    def test_class_tokens_are_none_or_one_or_one_per_frame(self, C):
-        for step in STEPS.values() if C not in (0, 1, 5) else []:
-            with pytest.raises(AssertionError, match=rf"{140 + C} tokens.*5, 4, 7"):
-                step(24, 4)(torch.randn(1, 140 + C, 24), GRID)
-        assert C in (-1, 2, 3, 4, 6) or va.count_class_tokens(randn(2, 3, C + 140, 4), GRID) == C
 
 
 class TestModule:
     """Attention: what is between the tokens and every mechanism."""
-
-    @every_step
-    @pytest.mark.parametrize("zero_init", ["proj", "extra"])
-    def test_zero_init_starts_as_nothing_and_wakes_up(self, step, zero_init):
-        """And the options that all steps share are handed on."""
-        options, x = {"qkv_bias": False, "dropout": 0.25, "zero_init": zero_init}, randn(2, 90, 24)
-        module = step(24, 4, **options).double()
-        assert module.dropout.p == 0.25 and module.qkv.bias is None
-        assert step(24, 4).qkv.bias is not None and step(24, 4).proj.bias is not None
-        same(module(x, (6, 3, 5)), torch.zeros_like(x), 0)
-        assert isinstance(module.extra, nn.Linear) == (zero_init == "extra")
-        module(x, (6, 3, 5)).sum().backward()
-        layer = module.extra if zero_init == "extra" else module.proj
-        assert layer.bias.grad.abs().min() > 0
 
     def test_a_steps_own_dropout_stands(self, monkeypatch):
         """In a model with another; what drops are outputs of proj, in training."""
@@ -468,18 +425,6 @@ class TestDivided(Questions):
                      if where == place and (other <= t or not causal)]  # fmt: skip
             lists.append([[*(range(C) if class_key else []), *along]])
         return attend_to(lists, q, k, v)
-
-    def test_one_more_frame_changes_no_earlier_output(self):
-        looks_back(partial(self.call, causal=True))
-
-
-def looks_back(call):
-    """The first frame's output has no gradient of later ones; a frame more changes no earlier."""
-    q, k, v = (x.requires_grad_() for x in qkv())
-    out = call(q, k, v, GRID)
-    for gradient in torch.autograd.grad(out[:, :, :28].square().sum(), (q, k, v)):
-        same(gradient[:, :, 28:], torch.zeros(B, h, 112, d), 0)
-    same(out[:, :, :112], call(*(x[:, :, :112] for x in (q, k, v)), (4, 4, 7)))
 
 
 class TestDividedWithClassKey(Questions):
@@ -552,48 +497,30 @@ class TestShiftedWindows(InGroups):
             assert calls.pop() == (T * H * W // 392, h, 392, d) and not calls
 
     def rolled(self, q, k, v, grid, size, displaced):
-        """Video Swin's code: pad with zeros, roll the clip back by half a window, attend in equal
-        windows, roll forth. A mask parts what the roll has joined, but not the padding."""
-        size = [min(n, p) for n, p in zip(grid, size)]
+        """Video Swin's code: roll the clip back by half a window, attend in equal windows, roll
+        forth. A mask parts what the roll has joined."""
         roll = [p // 2 if displaced and p < n else 0 for n, p in zip(grid, size)]
-        pad = [x for n, p in zip(grid[::-1], size[::-1]) for x in (0, -n % p)]
         apart, together = "B h (T t) (H y) (W x) d", "B T H W h (t y x) d"
         sizes = dict(zip("tyx", size))
 
         def cut(x):
-            x = x.roll([-by for by in roll], (2, 3, 4))
+            x = x.unflatten(2, grid).roll([-by for by in roll], (2, 3, 4))
             return rearrange(x, f"{apart} -> {together}", **sizes)
 
-        q, k, v = (nn.functional.pad(x.unflatten(2, grid), (0, 0, *pad)) for x in (q, k, v))
-        region = [(torch.arange(n) - by) // p for n, p, by in zip(q.shape[2:5], size, roll)]
-        t, y, x = torch.meshgrid(*region, indexing="ij")
-        number = cut(((t * 99 + y) * 99 + x)[None, None, ..., None])
+        region = [(torch.arange(n) - by) // p for n, p, by in zip(grid, size, roll)]
+        region = cut(torch.cartesian_prod(*region)[None, None])
+        joined = (region.unsqueeze(-2) != region.unsqueeze(-3)).any(-1)
         q, k, v = (cut(x) for x in (q, k, v))
-        scores = (q @ k.mT / d**0.5).masked_fill(number != number.mT, -torch.inf)
-        sizes |= dict(zip("THW", q.shape[1:4]))
-        out = rearrange(scores.softmax(dim=-1) @ v, f"{together} -> {apart}", **sizes)
-        return out.roll(roll, (2, 3, 4))[:, :, : grid[0], : grid[1], : grid[2]].flatten(2, 4)
+        weights = (q @ k.mT / d**0.5).masked_fill(joined, -torch.inf).softmax(dim=-1)
+        out = rearrange(weights @ v, f"{together} -> {apart}", **sizes)
+        return out.roll(roll, (2, 3, 4)).flatten(2, 4)
 
     @pytest.mark.parametrize("displaced", [False, True])
     def test_is_a_rolled_clip_and_a_mask_where_windows_divide_the_grid(self, displaced):
-        """Where they do not, zeros are attended to: with q, k and v ~ N(0, 1) 34% and 39% apart."""
-        windows = [((4, 6, 9), (2, 2, 3)), ((6, 4, 10), (3, 4, 5)), ((4, 6, 8), (1, 3, 2))]
-        for grid, size in windows:
+        for grid, size in [((4, 6, 9), (2, 2, 3)), ((6, 4, 10), (3, 4, 5)), ((4, 6, 8), (1, 3, 2))]:
             forms = (va.shifted_window_attention, self.rolled)
             forms = [partial(form, grid=grid, size=size, displaced=displaced) for form in forms]
             same_gradients(*forms, qkv(grid), 1e-12)
-        for grid, size, apart in [((8, 17, 17), (8, 7, 7), 0.34), (GRID, (2, 2, 3), 0.39)]:
-            q, k, v = qkv(grid)
-            ours = va.shifted_window_attention(q, k, v, grid, size)
-            assert abs(distance(self.rolled(q, k, v, grid, size, False), ours) - apart) < 0.08
-
-    def test_two_layers_connect_what_a_cut_parts(self):
-        """The scheme alternates plain and displaced windows, of the published size."""
-        one, other, near = (1, 1, 1), (2, 2, 2), []
-        for step in va.ATTENTION["shifted_windows"]:
-            assert "size" not in step.keywords
-            near.append(other in attends_to(partial(step, size=(2, 2, 2)), (4, 4, 4), one))
-        assert near == [False, True]
 
 
 # ==== TEMPORAL WINDOW =============================================================================
@@ -643,39 +570,13 @@ class TestWindow(Questions):
         for window in range(grid[0] + 1):
             same_gradients(*(partial(form, window=window) for form in (sliced, naive)), inputs)
 
-    def test_keys_are_computed_once_whatever_the_window(self):
-        """Projections cost 4*N*D**2 with every window; the naive way pays for pairs of frames."""
-        for window in (0, 1, 3):
-            module, (x,) = self.step(D, h, window=window).to("meta"), on_meta((1, 140, D))
-            stated = evaluated(formula(va.window_attention), T=5, S=28, c=0, D=D, w=window)
-            assert counted(lambda: module(x, GRID)) == 4 * 140 * D**2 + stated
-
     @pytest.mark.parametrize("kind", ["none", "clip", "frame"])
     def test_no_window_is_space_and_the_whole_clip_is_joint(self, kind):
-        """Not with one class token per clip: its T copies are T keys, 27% off."""
+        """Not with one class token per clip: its T copies are T keys."""
         q, k, v = qkv(C=class_tokens_of(kind, GRID))
         same(va.window_attention(q, k, v, GRID, 0), va.space_attention(q, k, v, GRID))
-        whole, joint = va.window_attention(q, k, v, GRID, 4), va.joint_attention(q, k, v, GRID)
-        same(whole, va.window_attention(q, k, v, GRID, 99), 0)
-        if kind == "clip":
-            assert abs(distance(whole, joint) - 0.27) < 0.08
-        else:
-            same(whole, joint)
-
-    def test_one_more_frame_changes_no_earlier_output(self):
-        for window in (1, 2, 9):
-            looks_back(partial(self.call, window=window, causal=True))
-
-    @pytest.mark.parametrize("kind", ["none", "frame"])
-    def test_causal_is_the_block_causal_mask_of_v_jepa_2_ac(self, kind):
-        """A frame and its token attend to all frames up to it: blocks of ones, lower triangular."""
-        q, k, v = qkv(C=class_tokens_of(kind, GRID))
-        order = torch.tensor(tokens_of_frames(GRID, q.shape[2] - 140))
-        mask = torch.ones(5, 5).tril().kron(torch.ones(order.shape[1], order.shape[1])).bool()
-        q_f, k_f, v_f = (x[:, :, order.flatten()] for x in (q, k, v))
-        masked = (q_f @ k_f.mT / d**0.5).masked_fill(~mask, -torch.inf).softmax(dim=-1) @ v_f
-        out = self.call(q, k, v, GRID, window=5, causal=True)
-        same(out[:, :, order.flatten()], masked)
+        whole, joint = va.window_attention(q, k, v, GRID, 99), va.joint_attention(q, k, v, GRID)
+        assert (distance(whole, joint) < 1e-12) == (kind != "clip")
 
 
 # ==== SUMMARY TOKENS, SPACE-TIME MIXING, POOLED ===================================================
@@ -715,13 +616,6 @@ class TestMixing(Questions):
                 lists[i].append(softmax_mean(q[:, :, i], *keys))
         return torch.stack([sum(found) / len(found) for found in lists.values()], dim=2)
 
-    def test_a_clip_that_stands_still(self):
-        """Away from its ends mixing is attention in the window it stands in for; there it is not."""
-        still = [x[:, :, :28].repeat(1, 1, 5, 1) for x in qkv()]
-        mixed, window = (f(*still, GRID) for f in (va.mixing_attention, va.window_attention))
-        same(mixed[:, :, 28:112], window[:, :, 28:112], 1e-12)
-        assert distance(mixed[:, :, :28], window[:, :, :28]) > 0.1
-
     def test_a_share_that_is_not_an_exact_float(self):
         """Half of .58 * 100 channels is 29 from either side, although .58 * 50 is 28.999999."""
         x = torch.arange(1.0, 4.0).view(3, 1, 1, 1).expand(3, 1, 1, 100)
@@ -735,13 +629,6 @@ class TestSummary(Questions):
     mechanism = va.summary_attention
     oracle = lambda self, *x, **grid: TestMixing().oracle(*x, window=0, summary=True, **grid)
     mark = lambda self, patch: "#" if patch[0] == 1 else "m"
-
-    def test_another_frame_counts_by_its_mean_alone(self):
-        """What m in the picture says: all patches of another frame take the same share."""
-        q, k, _ = (x[:1] for x in qkv())
-        shares = paid(va.summary_attention, q, k, GRID)[:, :28].unflatten(2, (5, 28))
-        same(shares[:, :, 1:], shares[:, :, 1:, :1].expand(h, 28, 4, 28))
-        assert shares[:, :, 0].std(dim=2).min() > 1e-3
 
 
 class TestPooled(Questions):
@@ -792,13 +679,19 @@ def features_by_hand(x):
 
 
 class TestLinear(Questions):
-    """Weights that are products of ReLU features."""
+    """Weights that are products of ReLU features, which fixation gates."""
 
     mechanism, module, turns = va.linear_attention, va.LinearAttention, False
+    reach = ({}, {"fixation": True})
 
-    def oracle(self, q, k, v, grid, rotary=None):
+    def added(self, module):
+        return {"gate": module.gate_q}
+
+    def oracle(self, q, k, v, grid, gate=None, fixation=False, rotary=None):
+        q, k = features_by_hand(q), features_by_hand(k)
+        g = gate_by_hand(gate, q, k, v) if fixation else 1.0
         turn = partial(rotated_by_hand, grid=grid, base=rotary) if rotary else lambda x: x
-        return linear_by_hand(features_by_hand(q), features_by_hand(k), v, turn=turn)
+        return linear_by_hand(g * q, g * k, v, turn=turn)
 
     @pytest.mark.parametrize("n", [4, 63, 64, 100])
     def test_takes_the_cheaper_order(self, n):
@@ -808,13 +701,6 @@ class TestLinear(Questions):
         q, k, v = (torch.rand(1, 1, n, 64).double() for _ in range(3))
         same_gradients(va.attend_linearly, linear_by_hand, [q, k, v])
         assert va.relu_features(torch.full((4,), -9.0)).tolist() == [0.5] * 4
-
-    @HALVES
-    def test_a_long_clip_in_half_precision(self, dtype):
-        """1,569 tokens of scale 10: their sums would be far past 65,504, the end of float16."""
-        q, k, v = 10 * torch.randn(3, 1, 2, 1569, 64)
-        actual = va.linear_attention(*(x.to(dtype) for x in (q, k, v)), (1, 1, 1569))
-        assert distance(actual.float(), va.linear_attention(q, k, v, (1, 1, 1569))) < 0.01
 
 
 class TestInFloat32:
@@ -834,11 +720,8 @@ class TestInFloat32:
     @HALVES
     @pytest.mark.parametrize("name", calls)
     def test_half_precision(self, name, dtype):
-        x, y, call = (
-            torch.randn(4, 60, 16).to(dtype),
-            torch.rand(4, 60, 16).to(dtype),
-            self.calls[name],
-        )
+        x, y = (make(4, 60, 16).to(dtype) for make in (torch.randn, torch.rand))
+        call = self.calls[name]
         expected, half = call(x.float(), y.float()), call(x, y)
         with torch.autocast("cpu", dtype=dtype):
             same(call(x.float(), y.float()), expected, 0)
@@ -891,14 +774,11 @@ class TestPerformer(Questions):
         return distance(va.performer_attention(q, k, v, (1, 1, 64), W), va.attend(q, k, v))
 
     def test_error_falls_with_features_and_grows_with_scores(self):
-        """The ten numbers of the docstring; and at scale 1/4 in 16 dimensions 4,096 and 32,768
-        features, with which directions of a bare QR are at a floor of .021."""
+        """The ten numbers of the docstring."""
         stated = re.findall(r"(?:\d?\.\d+\s+){4}\d?\.\d+", va.performer_attention.__doc__)
         for scale, numbers in zip((0.25, 1.0), stated, strict=True):
             for M, number in zip((32, 128, 512, 2048, 8192), map(float, numbers.split())):
                 assert number / 1.6 < self.error(M, scale, 32) < number * 1.6, f"{M}, {scale}"
-        for M, number in ((4096, 0.0090), (32_768, 0.0031)):
-            assert number / 1.5 < self.error(M, 0.25, 16) < number * 1.5
 
     def test_projection_is_orthogonal_in_blocks_and_as_long_as_gaussian_vectors(self):
         W = va.orthogonal_projection(19, 8)
@@ -1077,12 +957,8 @@ def along_by_hand(y, proj_q, proj_kv):
 class TestTrajectory(Questions):
     """Softmax inside every frame, then along the trajectory."""
 
-    mechanism, module, class_tokens = (
-        va.trajectory_attention,
-        va.TrajectoryAttention,
-        ("none", "clip"),
-    )
-    along, drawn = "attend_along_trajectories", False
+    mechanism, module = va.trajectory_attention, va.TrajectoryAttention
+    class_tokens, along, drawn = ("none", "clip"), "attend_along_trajectories", False
     first_stage = lambda self, q, k, v, T: va.attend_per_frame(q, k, v, T)
     first_by_hand = lambda self, q, k, v, T: per_frame_by_hand(q, k, v, T)
 
@@ -1110,12 +986,10 @@ class TestTrajectory(Questions):
     def test_picture_is_a_path(self):
         """Of an object that is in one place in each frame, by the gradients of values."""
         grid, query, path = (4, 4, 6), (1, 1, 2), [(0, 0, 0), (1, 1, 2), (2, 2, 4), (3, 3, 5)]
-        q, k, v = randn(3, 1, h, 96, d)
-        for place in path:
-            n = patches_of(grid).index(place)
-            q[:, :, n], k[:, :, n] = 30.0, 30.0
+        (q, k, v), n = randn(3, 1, h, 96, d), patches_of(grid).index(query)
+        places = [patches_of(grid).index(place) for place in path]
+        q[:, :, places], k[:, :, places] = 30.0, 30.0
         v.requires_grad_()
-        n = patches_of(grid).index(query)
         (gradient,) = torch.autograd.grad(self.call(q, k, v, grid)[0, :, n].sum(), v)
         reached = gradient.abs().sum((0, 1, 3)) > 1e-6
         found = [patch for patch, hit in zip(patches_of(grid), reached) if hit]
@@ -1126,29 +1000,6 @@ class TestTrajectoryFast(TestTrajectory):
     """The same, by projecting one query in place of T keys, and one mean in place of T values."""
 
     cost, along = "Cost, fast", "attend_along_trajectories_fast"
-
-    @pytest.mark.parametrize("grid", [GRID, (5, 1, 3), (1, 4, 7), (7, 1, 1)], ids=str)
-    def test_equals_the_plain_form(self, grid):
-        """In values and gradients, of the tokens and of both layers; of W_k's bias there is none."""
-        shapes = [(B, h, math.prod(grid), grid[0], d), (D, D), (D,), (2 * D, D), (2 * D,)]
-
-        def second_stage(form, y, *parameters):
-            layers = linear(D, D, D, 2 * D)
-            for layer, weight, bias in zip(layers, parameters[::2], parameters[1::2]):
-                del layer.weight, layer.bias
-                layer.weight, layer.bias = weight, bias
-            return form(y, *layers)
-
-        forms = (va.attend_along_trajectories_fast, va.attend_along_trajectories)
-        forms = [partial(second_stage, form) for form in forms]
-        same_gradients(*forms, [randn(*shape) / shape[-1] ** 0.5 for shape in shapes])
-
-    def test_one_frame_is_space_attention(self):
-        """With one frame the trajectory has one point: space attention, and then W_v."""
-        (q, k, v), grid = qkv((1, 4, 7)), (1, 4, 7)
-        space = va.space_attention(q, k, v, grid).transpose(1, 2).flatten(2)
-        expected = self.layers()[1](space)[..., D:].unflatten(2, (h, d)).transpose(1, 2)
-        same(self.call(q, k, v, grid), expected)
 
     def test_the_module_takes_it_of_plain_layers_alone(self):
         """Whatever else stands in proj_kv's place, or watches it, is called with every token."""
@@ -1296,8 +1147,8 @@ class TestLVTAlongTime(Questions):
         nn.init.normal_(module.gate_q.weight, std=0.05), nn.init.constant_(module.gate_q.bias, bias)
         expected = module.mechanism(q, k, v, (20, 4, 7))
         for dtype in (torch.float16, torch.bfloat16):
-            halves = (x.to(dtype) for x in (q, k, v))
-            actual = module.to(dtype).mechanism(*halves, (20, 4, 7)).float()
+            x = torch.stack([q, k, v]).to(dtype)
+            actual = module.to(dtype).mechanism(*x, (20, 4, 7)).float()
             assert actual.isfinite().all() and (bias < -8 or distance(actual, expected) < 0.02)
 
 
@@ -1307,18 +1158,6 @@ class TestLVTInSpace(TestLVTAlongTime):
     options = {"axis": "space", "fixation": True, "neighbours": True}
     axis, share, alone = slice(0, 1), 4, lambda self, T, H, W: (1, H, W)
     steps = [(1, 0, 0), (-1, 0, 0)]
-
-
-class TestFixation:
-    def test_over_all_tokens(self):
-        """Class tokens too, as in linear_fixation; along time they take no part."""
-        along = [va.LinearAttention(D, h, axis=axis) for axis in ("joint", "space", "time")]
-        assert [module.skips_class_token for module in along] == [False, False, True]
-        module, (q, k, v) = va.LinearAttention(D, h, fixation=True).double(), qkv(C=1)
-        q_f, k_f = features_by_hand(q), features_by_hand(k)
-        g = gate_by_hand(module.gate_q, q_f, k_f, v)
-        same(va.fixation_gate(module.gate_q, q_f, k_f, v), g)
-        same(module.mechanism(q, k, v, GRID), linear_by_hand(g * q_f, g * k_f, v))
 
 
 # ==== ROTARY POSITIONS ============================================================================
@@ -1331,9 +1170,8 @@ def rotated_by_hand(x, grid, base=10_000):
         for position, share in zip(where, (width - 2 * side, side, side)):
             angles += [position / base ** (2 * i / share) for i in range(share // 2)]
         pairs = torch.complex(x[:, :, C + n, 0::2], x[:, :, C + n, 1::2])
-        turned = pairs * torch.polar(
-            torch.ones(len(angles)).double(), torch.tensor(angles, dtype=torch.float64)
-        )
+        angles = torch.tensor(angles, dtype=torch.float64)
+        turned = pairs * torch.polar(torch.ones_like(angles), angles)
         tokens.append(torch.view_as_real(turned).flatten(-2))
     return torch.stack(tokens, dim=2)
 
@@ -1350,28 +1188,16 @@ class TestRotary:
         same(va.rotate(x, (1, 4, 7)), rotated_by_hand(x, (1, 4, 7)))
 
     def test_scores_depend_on_differences_of_positions(self):
-        """One query and one key, put at every position; a longer clip has the same scores."""
+        """One query and one key, put at every position."""
         q, k = (x.expand(1, 1, 140, 16) for x in randn(2, 1, 1, 1, 16))
         scores, found = (va.rotate(q, GRID) @ va.rotate(k, GRID).mT)[0, 0], {}
         for (i, a), (j, b) in product(enumerate(patches_of(GRID)), repeat=2):
             found.setdefault(tuple(n - m for n, m in zip(a, b)), []).append(scores[i, j].item())
         assert max(max(group) - min(group) for group in found.values()) < 1e-12
         assert len({round(group[0], 8) for group in found.values()}) == len(found)
-        longer = va.rotate(q[:, :, :1].expand(1, 1, 224, 16), (8, 4, 7))
-        same(longer[:, :, :140], va.rotate(q, GRID))
-
-
-def awake(name, **options):
-    """A short model none of whose branches starts at zero, and whose patches are classified."""
-    model = short(name, head="mean", **options)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return model
 
 
 # ==== TOKENS, BLOCKS, HEADS =======================================================================
-
-
 class TestTokens:
     """Patches in the order t*S + y*W + x, and what is added to which."""
 
@@ -1397,12 +1223,6 @@ class TestTokens:
         token = padded[:, :, 1, 14:30, 28:44].flatten(1) @ patches.proj.weight.flatten(1).T
         token = nn.functional.layer_norm(token + patches.proj.bias, (10,))
         same(tokens[:, patches_of(grid).index((1, 1, 2))], token)
-
-    def test_a_new_projection_brings_its_channels(self):
-        """Depth or infrared: the layer is replaced, and nothing else."""
-        model = tiny("space")
-        model.patches.proj = nn.Conv3d(4, 24, (1, 8, 8), stride=(1, 8, 8))
-        assert model(torch.randn(1, 4, *VIDEO[2:])).shape == (1, 5)
 
     @pytest.mark.parametrize("kind", ["clip", "frame", "none"])
     def test_a_model_without_blocks_is_its_embedding(self, kind):
@@ -1452,32 +1272,6 @@ class TestTokens:
         one = nn.functional.one_hot(torch.tensor(17), 35).double().view(1, 35, 1)
         assert va.resize_positions(one, (5, 7), (10, 14)).min() < -0.05
         assert not torch.equal(va.resize_positions(one, (5, 7), (7, 5)), one)  # as many, elsewhere
-
-    @pytest.mark.parametrize("kind", ["none", "space", "separate", "joint", "rotary"])
-    def test_who_is_told_the_order_of_frames(self, kind):
-        model, video = tiny("joint", position=kind).double(), randn(*VIDEO)
-        if kind == "separate":
-            nn.init.normal_(model.position.time)
-        told = (model(video) - model(video.flip(2))).abs().max() > 1e-6
-        assert told == (kind in ("separate", "joint", "rotary"))
-
-    @pytest.mark.parametrize("kind, C", [("none", 3), ("space", 3), ("rotary", 0)])
-    def test_space_attention_cannot_see_time(self, kind, C):
-        """Frames in any order give their tokens in that order. (Rotary positions turn no class
-        tokens, so that patches seen by one tell it when they are.)"""
-        model = awake("space", position=kind, class_token="frame" if C else "none").double()
-        video, order = randn(*SHORT), torch.tensor([2, 0, 1])
-        tokens, shuffled = (model.forward_features(x)[:, C:] for x in (video, video[:, :, order]))
-        same(shuffled.unflatten(1, (3, 6)), tokens.unflatten(1, (3, 6))[:, order], 1e-9)
-
-    @every_scheme
-    def test_rotary_positions_in_the_model(self, name):
-        """No table, and every scheme tells positions apart, in a longer and wider clip too."""
-        model, video = awake(name, position="rotary").double(), randn(1, 3, 4, 16, 40)
-        plain = short(name, head="mean", position="none").double()
-        plain.load_state_dict(model.state_dict())
-        assert not list(model.position.parameters())
-        assert distance(model.forward_features(video), plain.forward_features(video)) > 1e-3
 
 
 class TestBlocksAndHeads:
@@ -1609,7 +1403,7 @@ class TestBlocksAndHeads:
 
 # ==== THE REGISTRY ================================================================================
 
-# Every name and its steps, written out once more: class, functions, layers and flags, options.
+# What stands must stay: names and their steps, class, functions, layers and flags, options.
 EXPECTED = {
     "space": ["space"], "joint": ["joint"], "window": ["window"], "nystrom": ["nystrom"],
     "divided": ["time extra skips_class_token", "space"],
@@ -1643,9 +1437,10 @@ def in_words(module):
 class TestRegistry:
     def test_names_steps_and_class_tokens(self):
         rows = {name: [in_words(step(24, 4)) for step in row] for name, row in va.ATTENTION.items()}
-        assert rows == EXPECTED and va.CLASS_TOKEN == KINDS
+        assert {name: rows.get(name) for name in EXPECTED} == EXPECTED
+        assert {name: va.CLASS_TOKEN.get(name) for name in KINDS} == KINDS
 
-    @every_scheme
+    @pytest.mark.parametrize("name", EXPECTED)
     def test_keys_of_the_weights(self, name):
         """Weights that anyone has saved still load."""
         layers = ["patches.proj", "norm", "head.classify.0"]
@@ -1678,14 +1473,12 @@ class TestRegistry:
 
         row = [va.step(va.window_attention, window=2, rotary=50), va.step(Rolled)]
         monkeypatch.setitem(va.ATTENTION, "mine", row)
-        model, x = tiny(["mine", "space"], position="rotary").double(), randn(B, 140, 24)
+        model = tiny(["mine", "space"], position="rotary").double()
         window, rolled = model.blocks[0].steps
         assert (window.rotary, model.blocks[1].steps[0].rotary) == (50, 10_000)
         assert type(rolled) is Rolled and rolled.rotary == 10_000
-        q, k, v = window.qkv(x).unflatten(2, (3, 4, 6)).permute(2, 0, 3, 1, 4)
-        q, k = va.rotate(q, GRID, 50), va.rotate(k, GRID, 50)
-        out = va.window_attention(q, k, v, GRID, window=2)
-        same(window(x, GRID), window.proj(out.transpose(1, 2).flatten(2)))
+        assert window.options == {"window": 2}
+        assert model.forward_features(randn(*VIDEO)).shape == (2, 91, 24)
 
     @pytest.mark.parametrize("names, kind", [
         (["space", "mixing"], "frame"), (["lvt", "factorised"], "none"),
@@ -1696,31 +1489,24 @@ class TestRegistry:
         assert tiny(names).forward_features(torch.randn(VIDEO)).shape[1] == C + 90
         assert tiny(names, class_token="none").class_token is None
 
-    @every_scheme
-    def test_config_is_json_and_builds_the_model_again(self, name):
-        options = {"dropout": 0.1, "drop_path": 0.2, "head_mlp": "tanh", "head_hidden": 7}
-        model, video = short(name, **options), torch.randn(SHORT)
-        config = json.loads(json.dumps(model.config))
-        again = tiny(**config)
-        again.load_state_dict(model.state_dict())
-        same(again(video), model(video), 0)
-        assert again.config == config
-
-    def test_config_keeps_every_option(self):
-        """Also those that no tensor tells."""
-        given = {"patch_size": (2, 8, 8), "patch_stride": (2, 4, 4), "channels": 4, "heads": 4}
+    def test_config_is_json_of_every_option_and_builds_the_model_again(self):
+        """Also of options that no tensor tells."""
+        given = {"patch_size": [2, 8, 8], "patch_stride": [2, 4, 4], "channels": 4, "heads": 4}
         given |= {"position": "joint", "class_token": "none", "head": "temporal", "head_depth": 2}
         given |= {"norm_after_pool": True, "depthwise": True, "gelu": "tanh", "checkpoint": True}
         given |= {"dim": 24, "depth": 2, "mlp_ratio": 2.5, "dropout": 0.1, "drop_path": 0.2}
         given |= {"attention": ["mixing", "space"], "image_size": [24, 40], "num_frames": 6}
+        given |= {"head_mlp": "tanh", "head_hidden": 7}
         options = inspect.signature(va.VideoTransformer).parameters.items()
-        config = {name: option.default for name, option in options} | given
-        assert va.VideoTransformer(**given).config == config
+        model, video = va.VideoTransformer(**given).eval(), torch.randn(2, 4, 6, 24, 40)
+        config = json.loads(json.dumps(model.config))
+        assert config == {name: option.default for name, option in options} | given
+        again = va.VideoTransformer(**config).eval()
+        again.load_state_dict(model.state_dict())
+        same(again(video), model(video), 0)
 
 
 # ==== THE BACKBONE ================================================================================
-
-
 class TestBackbone:
     def test_initialisation(self):
         """Linear layers and positions in space have a deviation of .02; what image checkpoints lack
@@ -1746,24 +1532,6 @@ class TestBackbone:
         """New branches and embeddings of time are zero: the order of frames does not matter."""
         model, video = tiny(name).double(), randn(*VIDEO)
         same(model(video), model(video.flip(2)))
-
-    def test_divided_starts_as_space_attention_and_wakes_up(self):
-        """The time branch ends in zeros. The first step moves these, the second what is behind."""
-        model, video = short("divided", position="space").double(), randn(*SHORT)
-        space = short("space", position="space", class_token="clip").double()
-        weights = {}
-        for key, x in model.state_dict().items():
-            if ".steps.0." not in key and ".norms.0." not in key:
-                weights[key.replace("steps.1.", "steps.0.").replace("norms.1.", "norms.0.")] = x
-        space.load_state_dict(weights)
-        same(model(video), space(video))
-        optimizer, qkv = torch.optim.SGD(model.parameters(), lr=0.1), model.blocks[0].steps[0].qkv
-        before = qkv.weight.detach().clone()
-        for _ in range(2):
-            optimizer.zero_grad()
-            model(video).square().sum().backward()
-            optimizer.step()
-        assert (qkv.weight - before).abs().max() > 0
 
     @every_scheme
     def test_any_clip(self, name):
@@ -1797,35 +1565,8 @@ class TestBackbone:
         assert asleep == ({"class_token", "position.for_class"} if "trajectory" in name else set())
         assert (model.eval()(video).argmax(1) == label).all(), f"loss {loss:.3f} after 25 steps"
 
-    @pytest.mark.parametrize("position, kind", [*product(["none", "rotary"], ["none", "frame"])])
-    @pytest.mark.parametrize("mechanism", ["window_attention", "time_attention"])
-    def test_a_model_that_looks_back(self, mechanism, kind, position, monkeypatch):
-        """Early frames do not change when later ones do, or are not there yet; earlier ones matter.
-        With one class token for the clip this would not be so."""
-        time = mechanism == "time_attention"
-        look_back = va.step(getattr(va, mechanism), causal=True, skips_class_token=time)
-        monkeypatch.setitem(va.ATTENTION, "causal", [look_back, va.step(va.space_attention)])
-        model, video = tiny("causal", class_token=kind, position=position).double(), randn(*VIDEO)
-
-        def frames(video):
-            """The tokens of each frame."""
-            tokens, T = model.forward_features(video), video.shape[2]
-            C = tokens.shape[1] - 15 * T
-            parts = tokens[:, :C].view(2, T, C // T, 24), tokens[:, C:].view(2, T, 15, 24)
-            return torch.cat(parts, dim=2)
-
-        whole, later, earlier = frames(video), video.clone(), video.clone()
-        later[:, :, 4:] += 1
-        same(frames(later)[:, :4], whole[:, :4])
-        same(frames(video[:, :, :4]), whole[:, :4])
-        earlier[:, :, 2] += 1
-        moved = (frames(earlier) - whole).abs().amax(dim=(0, 2, 3)) > 1e-9
-        assert moved.tolist() == [False, False, True, True, True, time]  # two windows of one frame
-
 
 # ==== WHAT IS REFUSED =============================================================================
-
-
 def called(name, grid=GRID, axes=(0, 1, 2, 3), **options):
     """A mechanism of (2, 4, 140, 6); its prototypes, projection or second stage are made up."""
     made_up = {"performer_attention": {"projection": torch.randn(9, 6)}}
@@ -1851,6 +1592,7 @@ REFUSED = [
     ("model(attention='factorised_heads', heads=3)", AssertionError, "h=3"),
     ("put(va.joint_attention, C=2)", AssertionError, "142 tokens.*5, 4, 7"),
     ("called('time_attention', causal=True, class_key=True)", AssertionError, "causal"),
+    ("called('time_attention', causal=True, attention=lambda q, k, v: v)", TypeError, "causal"),
     ("called('window_attention', window=-1)", AssertionError, "-1"),
     ("called('mixing_attention', window=-1)", AssertionError, "-1"),
     ("called('mixing_attention', moved=.1)", AssertionError, "moved=0.1"),
@@ -1861,7 +1603,6 @@ REFUSED = [
     ("va.shift_from_neighbours(torch.ones(1, 1, 6, 6), (1, 2, 3), [(1, 0, 0)], 9)", Exception, "9"),
     ("va.most_orthogonal_subset(torch.randn(2, 9, 4), 10)", AssertionError, "10 of 9"),
     ("put(va.TrajectoryAttention, windw=2)", AssertionError, "windw"),
-    ("put(va.window_attention, windw=2)", TypeError, "windw"),
     ("model(dim=16, position='rotary')", AssertionError, "4 channels"),
     ("model(dim=28, position='rotary')", AssertionError, "7 channels"),
     ("model(attention='divded')", KeyError, "divded"),
@@ -1871,7 +1612,6 @@ REFUSED = [
     ("model(class_token=False)", AssertionError, "False"),
     ("model(class_token='none', head='class')", AssertionError, "head"),
     ("model(head='max')", AssertionError, "max"),
-    ("model(head_mlp='relu')", KeyError, "relu"),
     ("model(head_hidden=7)", AssertionError, "head_hidden=7"),
     ("model(head_depth=3)", AssertionError, "head_depth=3"),
     ("model(head='temporal', head_depth=0)", AssertionError, "head_depth=0"),
@@ -1887,9 +1627,6 @@ REFUSED = [
 ]  # fmt: skip
 # These torch, einops or Python refuse by themselves, each in its own words.
 REFUSED += [(call, Exception, "") for call in (
-    "model(heads=-3)", "model(gelu='exact')", "model(drop_path=1.5)", "model(dorpout=.1)",
-    "model(attention=[va.space_attention] * 2)", "model(3, 6, 24, 40)", "model(2, 3, 0, 24, 40)",
-    "tiny('joint')(torch.zeros(VIDEO).byte())", "tiny('joint')(randn(*VIDEO))",
     "called('window_attention', window=1.5)", "called('pooled_attention', stride=(0, 1, 1))",
     "called('pooled_attention', stride=(1, 1))", "put(va.joint_attention, zero_init=True)",
     "called('shifted_window_attention', size=(8, 7, 0))", "put(va.PerformerAttention, features=0)",
@@ -1924,7 +1661,24 @@ def test_golden(path, dtype):
 
 # ==== WHAT IS EXECUTED: shape comments, copied text, the file =====================================
 
-SHAPE = r"(?:\(\.\.\.\)|\((?:[^()]|\([^()]*\))*,(?:[^()]|\([^()]*\))*\))"  # (B, h, C + T*S, d)
+SHAPE = r"(\((?:[^()]|\([^()]*\))*\))"  # such as (B, h, n*(C + L), d)
+
+
+@cache
+def statements():
+    """{line: (node, the shapes said at its end)} of what assigns, returns or repeats."""
+    found, lines = {}, SOURCE.splitlines()
+    functions = [n for n in ast.walk(ast.parse(SOURCE)) if isinstance(n, ast.FunctionDef)]
+    functions = [one for one in functions if one.name not in ("__init__", "in_float32", "raised")]
+    for node in [node for one in functions for node in ast.walk(one)]:
+        if isinstance(node, (ast.Assign, ast.Return)):
+            comment = lines[node.end_lineno - 1].partition("  # ")[2]
+            said = re.match(rf"(?:each |both )?{SHAPE}(?: and {SHAPE})?", comment)
+            entry = node, [shape for shape in said.groups() if shape] if said else []
+            found |= dict.fromkeys(range(node.lineno, node.end_lineno + 1), entry)
+        if isinstance(node, ast.For):
+            found[node.lineno] = node, []
+    return found
 
 
 def tensors_in(x):
@@ -1932,141 +1686,121 @@ def tensors_in(x):
     return [y for y in (x if isinstance(x, tuple) else [x]) if torch.is_tensor(y)]
 
 
-class Letters(dict):
-    """What the letters of a call are: those of the model, and numbers among its variables. Another
-    letter, such as P, gets the size that fits where it first stands."""
+def value(axis, size, letters):
+    """An axis such as C + T*S in numbers. A letter that is new, such as P, gets the size that
+    fits; of two new ones nothing can be said."""
+    new = set(re.findall(r"[A-Za-z]\w*", axis)) - letters.keys()
+    if len(new) > 1:
+        return size
+    for guess in range(size + 1) if new else []:
+        found = letters | dict.fromkeys(new, guess)
+        if eval(axis, {}, found) == size:
+            letters.update(found)
+    return eval(axis, {}, letters) if new <= letters.keys() else None
 
-    def value(self, axis, size):
-        """An axis such as C + T*S in numbers, for a tensor whose axis has this size."""
-        tools = {"min": min, "prod": math.prod}
-        new = set(re.findall(r"[A-Za-z_]\w*", axis)) - self.keys() - tools.keys()
-        for guess in range(size + 1) if len(new) == 1 else []:
-            if eval(axis, tools, self | dict.fromkeys(new, guess)) == size:
-                self.update(dict.fromkeys(new, guess))
-        return eval(axis, tools, self) if new <= self.keys() else size if len(new) > 1 else None
 
-    def wrong(self, shape, x):
-        """What a shape says of a tensor's sizes, if that is not so."""
-        axes, sizes = re.split(r", *(?![^(]*\))", shape[1:-1].rstrip(",")), list(x.shape)
-        axes = [n for a in axes for n in (map(str, self[a[1:]]) if a[0] == "*" else [a])]
-        if "..." in axes:
-            i = axes.index("...")
-            axes[i : i + 1] = map(str, sizes[i : len(sizes) - len(axes) + i + 1])
-        said = [[self.value(one, n) for one in a.split(" or ")] for a, n in zip(axes, sizes)]
-        fits = len(axes) == len(sizes) and all(n in one for one, n in zip(said, sizes))
-        return "" if fits else f" is {said}, not {tuple(x.shape)}"
+def is_shape(shape, sizes, letters):
+    """Whether (B, h, N, d) are these sizes; * is for each number of a tuple, ... for any axes."""
+    axes = shape[1:-1].rstrip(",").split(", ")
+    axes = [n for a in axes for n in (map(str, letters[a[1:]]) if a[0] == "*" else [a])]
+    if "..." in axes:
+        i = axes.index("...")
+        axes[i : i + 1] = map(str, sizes[i : len(sizes) - len(axes) + i + 1])
+    said = [[value(one, n, letters) for one in a.split(" or ")] for a, n in zip(axes, sizes)]
+    return len(axes) == len(sizes) and all(n in one for one, n in zip(said, sizes))
 
 
 class ShapeChecker:
-    """Traces every call into the file whose sizes are those of the model. Each assignment and each
-    return that makes a tensor is compared with the comment at its end."""
+    """Traces every call into the file whose grid is that of the model, and compares what each
+    assignment and each return makes with the comment at its end."""
 
     def __init__(self):
-        self.wrong, self.bare, self.reached, self.model = {}, {}, set(), {}
-        self.lines, self.at, self.shapes = SOURCE.splitlines(), {}, {}
-        for function in ast.walk(ast.parse(SOURCE)):
-            inside = ast.walk(function) if isinstance(function, ast.FunctionDef) else []
-            for node in inside if getattr(function, "name", "") != "__init__" else []:
-                if isinstance(node, (ast.Assign, ast.Return, ast.For)):
-                    last = node.lineno if isinstance(node, ast.For) else node.end_lineno
-                    self.at |= dict.fromkeys(range(node.lineno, last + 1), node)
-                    comment = self.lines[last - 1].partition("  # ")[2]
-                    found = re.match(
-                        rf"(?:each |both )?({SHAPE})(?: and ({SHAPE}))?|(as \w+)", comment
-                    )
-                    said = [shape for shape in found.groups() if shape] if found else []
-                    self.shapes[node.lineno] = said
+        self.model, self.wrong, self.reached = {}, {}, set()
 
     def __call__(self, frame, event, argument):
         """Groups as a batch, halves of heads and the patches alone have letters of their own."""
-        given, running, m = frame.f_locals, None, dict(self.model)
-        here = frame.f_code.co_filename == str(va.__file__) and frame.f_code.co_name[0] != "<"
-        if not here or given.get("grid", m["grid"]) != m["grid"]:
+        given, code, known = frame.f_locals, frame.f_code, self.model | {"prod": math.prod}
+        if code.co_filename != str(va.__file__) or code.co_name[0] == "<":
             return None
-        for name, x in [(name, x) for name in "qx" for x in tensors_in(given.get(name))]:
-            for letter, n in zip("BhN", x.shape if x.ndim == 4 else ()):
-                if m.get(letter, n) != n and (name, letter) != ("x", "B"):
-                    del m[letter]
+        if given.get("grid", known["grid"]) != known["grid"]:
+            return None
+        for x in [x for name in "qx" for x in tensors_in(given.get(name)) if x.ndim == 4]:
+            sizes = dict(zip("BhN", x.shape))
+            known = {letter: n for letter, n in known.items() if sizes.get(letter, n) == n}
         for name, letter, axis in (("q", "I", -2), ("k", "J", -2), ("v", "e", -1)):
-            m |= {letter: x.shape[axis] for x in tensors_in(given.get(name))}
-        letters = Letters(m)
+            known = known | {letter: x.shape[axis] for x in tensors_in(given.get(name))}
+        letters, running = dict(known), None
 
         def step(frame, event, argument):
-            nonlocal running, letters
-            node = self.at.get(frame.f_lineno)
-            begins = event == "line" and node and frame.f_lineno == node.lineno
-            if running and (event == "return" or begins or node is not running[0]):
-                numbers = {n: x for n, x in frame.f_locals.items() if type(x) in (int, tuple)}
-                letters.update({"w": numbers.get("window")} | numbers)
-                self.compare(*running, frame.f_locals, argument, letters)
-                running = None
-            if begins and isinstance(node, ast.For):  # the next round may have other sizes
-                letters = Letters(m)
-            elif begins:
-                running = node, {id(y) for x in frame.f_locals.values() for y in tensors_in(x)}
+            """A statement has ended when another begins, or its function."""
+            nonlocal letters, running
+            node = statements().get(frame.f_lineno, [None])[0] if event == "line" else None
+            if node is not running and isinstance(running, (ast.Assign, ast.Return)):
+                variables = frame.f_locals
+                letters |= {n: x for n, x in variables.items() if type(x) in (int, tuple)}
+                self.compare(running, variables, argument, letters)
+            if isinstance(node, ast.For):  # the next round may have other sizes
+                letters = dict(known)
+            running = node
             return step
 
         return step
 
-    def compare(self, node, before, variables, returned, letters):
+    def compare(self, node, variables, returned, letters):
         """The tensors that a statement has made, with its comment."""
-        line, shapes, made = node.lineno, self.shapes[node.lineno], tensors_in(returned)
+        shapes, made = statements()[node.lineno][1], tensors_in(returned)
         if isinstance(node, ast.Assign):
             names = [n.id for x in node.targets for n in ast.walk(x) if isinstance(n, ast.Name)]
             made = [x for name in names for x in tensors_in(variables.get(name))]
-        if not shapes and any(id(x) not in before for x in made):
-            self.bare[line] = self.lines[line - 1]
+        text, new = f"{node.lineno}: {ast.unparse(node)}", (ast.Call, ast.BinOp, ast.Slice)
+        if made and not shapes and any(isinstance(n, new) for n in ast.walk(node)):
+            self.wrong[text] = "has no comment"
         for x, shape in zip(made, shapes if len(shapes) > 1 else shapes * len(made)):
-            shape = str(tuple(variables[shape[3:]].shape)) if shape.startswith("as ") else shape
-            self.reached.add(line)
-            if wrong := letters.wrong(shape, x):
-                self.wrong[line] = self.lines[line - 1] + wrong
+            self.reached.add(node)
+            if not is_shape(shape, x.shape, letters):
+                self.wrong[text] = f"is {tuple(x.shape)}, not {shape}"
 
 
-@pytest.fixture(scope="module")
-def shapes():
-    """Every scheme and form of the model has run, on sizes that are all unequal."""
+def models_of_every_form():
+    """Every scheme and form of the model, with sizes that are all unequal."""
     sizes = {"dim": 140, "heads": 10, "image_size": (24, 32), "num_classes": 11, "depth": 1}
     chosen = {"prototypes": 5, "shared_prototypes": False}
     rows = {"class_key": [va.step(va.time_attention, class_key=True)]}
     rows |= {"causal": [va.step(va.time_attention, causal=True)]}
     rows |= {"chosen": [va.step(va.OrthoformerTrajectoryAttention, **chosen)]}
+    with mock.patch.dict(va.ATTENTION, rows):
+        models = [tiny(name, **sizes) for name in [*SCHEMES, *rows]]
     forms = [{"head": "encoder"}, {"head": "mean", "position": "rotary"}]
     forms += [{"head": "temporal", "class_token": kind} for kind in ("frame", "none")]
     forms += [{"depthwise": True, "class_token": "none", "patch_size": 9, "patch_stride": 8}]
     forms += [{"position": "joint", "num_frames": 5, "head_mlp": "gelu", "head_hidden": 13}]
-    names = [*SCHEMES, *rows]
-    with mock.patch.dict(va.ATTENTION, rows):
-        models = [tiny(name, **sizes) for name in names]
-    models += [tiny(name, **sizes, position="rotary") for name in ("joint", "linear", "lvt")]
     models += [tiny("space", **sizes | form) for form in forms]
+    models += [tiny(name, **sizes, position="rotary") for name in ("joint", "linear", "lvt")]
     models += [tiny("trajectory", **sizes)]  # with a hook, in the plain form
     models[-1].blocks[0].steps[0].proj_kv.register_forward_hook(lambda *_: None)
     training = {"depth": 2, "drop_path": 0.5, "checkpoint": True}
-    models += [tiny("local_global", **sizes | training).train()]
-    checker = ShapeChecker()
-    for model in models:
-        qkv = torch.randn(3, 2, 10, 73, 14)
-        N = model.forward_features(torch.randn(2, 3, 6, 24, 32)).shape[1]
+    return [*models, tiny("local_global", **sizes | training).train()]
+
+
+def test_every_line_that_makes_a_tensor_has_a_true_shape_comment():
+    """Each letter is a size of the model, of the call, or a variable; or always the same number."""
+    checker, video = ShapeChecker(), torch.randn(2, 3, 6, 24, 32)
+    qkv = torch.randn(3, 2, 10, 73, 14)
+    for model in models_of_every_form():
+        N = model.forward_features(video).shape[1]
         checker.model = {"B": 2, "T": 6, "H": 3, "W": 4, "S": 12, "D": 140, "h": 10, "d": 14}
         checker.model |= {"N": N, "C": N - 72, "c": min(1, N - 72), "grid": (6, 3, 4)}
         sys.settrace(checker)
         try:
-            model(torch.randn(2, 3, 6, 24, 32))
+            model(video)
             va.attention_weights(torch.randn(2, 5, 14), torch.randn(2, 3, 14))
             va.linear_attention(*qkv, (6, 3, 4))
             va.performer_attention(*qkv, (6, 3, 4), va.orthogonal_projection(13, 14))
         finally:
             sys.settrace(None)
-    return checker
-
-
-class TestShapeComments:
-    def test_every_line_that_makes_a_tensor_has_a_true_one(self, shapes):
-        assert not shapes.wrong, "\n".join(shapes.wrong.values())
-        assert not shapes.bare, "\n".join(shapes.bare.values())
-        left = {line for line, said in shapes.shapes.items() if said} - shapes.reached
-        assert not left, "not reached:\n" + "\n".join(shapes.lines[n - 1] for n in sorted(left))
+    assert not checker.wrong, "\n".join(f"{text}  {what}" for text, what in checker.wrong.items())
+    said = [node for node, shapes in statements().values() if shapes]
+    assert not [ast.unparse(node) for node in said if node not in checker.reached], "not reached"
 
 
 @cache
@@ -2077,19 +1811,7 @@ def definitions():
         name = node.targets[0].id if isinstance(node, ast.Assign) else getattr(node, "name", "")
         first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
         found[name] = "\n".join(lines[first - 1 : node.end_lineno])
-    return found
-
-
-def needed_by(*names):
-    """The definitions that come along, found in the texts."""
-    needed, left = set(), set(names)
-    while left:
-        needed |= left
-        words = [n for one in left for n in ast.walk(ast.parse(definitions()[one]))]
-        words = [n for n in words if isinstance(n, ast.Name)]
-        own = {n.id for n in words if isinstance(n.ctx, ast.Store)}
-        left = {n.id for n in words} & definitions().keys() - needed - own
-    return needed
+    return {name: text for name, text in found.items() if name}
 
 
 class TestCopying:
@@ -2106,17 +1828,17 @@ class TestCopying:
         for name, title in product(asked, ("Cost  ", "Source  ", "Copy with  ", "https://")):
             assert title in vars(va)[name].__doc__, name
 
-    @pytest.mark.parametrize(
-        "name", [n for n, x in definitions().items() if n and "Copy with  " in x]
-    )
+    @pytest.mark.parametrize("name", [n for n, x in definitions().items() if "Copy with  " in x])
     def test_the_copied_text_runs_alone(self, name):
-        """With the imports of the file; the line names all that its text needs, and what makes the
-        arguments that are neither tokens nor layers."""
+        """With the imports of the file; the line names nothing that its text does not need, but for
+        what makes the arguments that are neither tokens nor layers."""
         line = re.search(r"^ *Copy with +(\w+(?:,\s+\w+)*)$", vars(va)[name].__doc__, re.M)
-        needed = needed_by(name, *self.made.get(name, name).split())
-        assert {name, *re.split(r",\s+", line.group(1))} == needed
+        named = {name, *re.split(r",\s+", line.group(1))}
+        texts = [text for known, text in definitions().items() if known in named]
+        nodes = [node for text in texts for node in ast.walk(ast.parse(text))]
+        used = {node.id for node in nodes if isinstance(node, ast.Name)} & definitions().keys()
+        assert named == {name, *self.made.get(name, "").split(), *used}
         imports = re.findall(r"^(?:import|from) .*$", SOURCE, re.M)
-        texts = [text for known, text in definitions().items() if known in needed]
         alone, (q, k, v) = {}, qkv(C=1, heads=4)
         exec("\n".join([*imports, *texts]), alone)
         more = {
@@ -2153,6 +1875,7 @@ ONE_GRAPH_FOR_EACH_T = {
     **dict.fromkeys(["nystrom", "trajectory_nystrom"], "some segments are longer by one, or none"),
     "lvt": "along time the cheaper order is taken, for T < d or T >= d",
 }
+ANY_T = EXPECTED.keys() - ONE_GRAPH_FOR_EACH_T
 
 
 class TestGraphs:
@@ -2195,48 +1918,12 @@ class TestGraphs:
     @every_scheme
     def test_exports(self, name):
         """For any batch, and any number of frames where that does not decide what the graph is."""
-        any_T, model = name not in ONE_GRAPH_FOR_EACH_T, short(name, num_frames=1)
+        any_T, model = name in ANY_T, short(name, num_frames=1)
         open_axes = (dict.fromkeys([0, 2] if any_T else [0], torch.export.Dim.DYNAMIC),)
         exported = torch.export.export(model, (torch.randn(SHORT),), dynamic_shapes=open_axes)
         for batch, T in ((5, 3), (1, 7 if any_T else 3)):
             video = torch.randn(batch, 3, T, 16, 24)
             same(exported.module()(video), model(video), 1e-5)
-
-    @pytest.mark.filterwarnings("ignore")
-    @pytest.mark.parametrize("name", ["trajectory", "nystrom", "pooled_queries"])
-    def test_a_trace_holds_for_another_batch(self, name):
-        """What the older ONNX exporter writes; the package onnx is not needed to see it."""
-        model, video = short(name), torch.randn(5, *SHORT[1:])
-        traced = torch.jit.trace(model, (video[:2],), check_trace=False)
-        same(traced(video), model(video), 1e-5)
-
-
-class Rounded(torch.Tensor):
-    """Stands for a quantised weight, as of torchao: 8 bits and a scale for each row, which a linear
-    layer can use and nothing else."""
-
-    @staticmethod
-    def of(weight):
-        rounded = torch.Tensor._make_wrapper_subclass(Rounded, weight.shape, dtype=weight.dtype)
-        rounded.scale = weight.abs().amax(dim=1, keepdim=True) / 127
-        rounded.bits = (weight / rounded.scale).round().to(torch.int8)
-        return rounded
-
-    @classmethod
-    def __torch_function__(cls, function, types, args=(), kwargs=None):
-        if function is nn.functional.linear:
-            x, weight, *bias = args
-            return function(x, weight.bits * weight.scale, *bias)
-        return super().__torch_function__(function, types, args, kwargs or {})
-
-    @classmethod
-    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
-        assert function is torch.ops.aten.detach.default, f"{function} of a quantised weight"
-        return args[0]
-
-
-def linear_layers(model):
-    return [(key, x) for key, x in model.named_modules() if isinstance(x, nn.Linear)]
 
 
 class TestPlumbing:
@@ -2284,81 +1971,20 @@ class TestPlumbing:
         assert calls == [False, True, True, True]  # once without, twice in training, once in eval
 
     @every_scheme
-    def test_second_and_forward_derivatives(self, name):
-        """Of torch's plain attention, the fused kernel has only first ones; against differences."""
-        model, video, way = awake(name).double(), randn(1, *SHORT[1:]), randn(1, *SHORT[1:])
-        model.load_state_dict({key: x / 3 for key, x in model.state_dict().items()})
-
-        def energy(x):
-            return model(x).square().sum()
-
-        def slope(x):
-            return (torch.func.grad(energy)(x) * way).sum()
-
-        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-            forward = torch.func.jvp(energy, (video,), (way,))[1]
-            second = torch.func.grad(slope)(video)
-            difference = (slope(video + 1e-5 * way) - slope(video - 1e-5 * way)) / 2e-5
-            assert distance(forward, slope(video)) < 1e-9
-        assert distance((second * way).sum(), difference) < 1e-4
-
-    @every_scheme
-    def test_every_layer_can_have_an_adapter_or_a_hook(self, name):
-        """The output changes, and gradients arrive: trajectory's fast form must step aside."""
-        model, video = awake(name).double(), randn(*SHORT)
+    def test_every_layer_can_have_an_adapter(self, name):
+        """The output changes, and gradients arrive: every layer is called, so that it can also have
+        a hook or quantised weights. (Trajectory's fast form must step aside.)"""
+        model, video = short(name, head="mean").double(), randn(*SHORT)
+        for parameter in model.parameters():  # no branch starts at zero
+            nn.init.normal_(parameter, std=0.3)
         before = model(video)
-        for key, layer in linear_layers(model):
-            hook = layer.register_forward_hook(lambda *args: args[2].cumsum(-1))
-            assert distance(model(video), before) > 1e-6, f"hook without effect on {key}"
-            hook.remove()
-            parent, _, last = key.rpartition(".")
+        layers = [(key, x) for key, x in model.named_modules() if isinstance(x, nn.Linear)]
+        for key, layer in layers:
             adapter = nn.Sequential(layer, *linear(layer.out_features, layer.out_features))
-            setattr(model.get_submodule(parent), last, adapter)
+            model.set_submodule(key, adapter)
             after = model(video)
             after.square().sum().backward()
             assert distance(after, before) > 1e-6, f"adapter without effect on {key}"
             assert adapter[1].weight.grad.abs().max() > 0, f"no gradient on {key}"
-            setattr(model.get_submodule(parent), last, layer)
+            model.set_submodule(key, layer)
         same(model(video), before, 0)
-
-    @every_scheme
-    def test_quantised_weights(self, name):
-        """Equal to their values in plain layers."""
-        model, video = awake(name), torch.randn(SHORT)
-        plain = copy.deepcopy(model)
-        for (_, layer), (_, same_layer) in zip(linear_layers(model), linear_layers(plain)):
-            weight = Rounded.of(layer.weight.detach())
-            layer.weight = nn.Parameter(weight, requires_grad=False)
-            same_layer.weight.data = weight.bits * weight.scale
-        same(model(video), plain(video), 1e-4)
-
-
-def train(rank=0, folder=None):
-    """Two steps of gradient descent on four clips; with a folder on half of them, in one of two
-    processes whose gradients are averaged."""
-    torch.manual_seed(SEED)
-    model, video, label = short("divided").double().train(), randn(4, *SHORT[1:]), torch.arange(4)
-    whole, mine = model, slice(4)
-    if folder is not None:
-        where = {"init_method": f"file://{folder}/store", "timeout": timedelta(minutes=2)}
-        torch.distributed.init_process_group("gloo", rank=rank, world_size=2, **where)
-        whole, mine = nn.parallel.DistributedDataParallel(model), slice(2 * rank, 2 * rank + 2)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for _ in range(2):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(whole(video[mine]), label[mine]).backward()
-        optimizer.step()
-    if folder is not None:
-        torch.save(model.state_dict(), f"{folder}/{rank}.pt")
-        torch.distributed.destroy_process_group()
-    return model.state_dict()
-
-
-def test_two_processes_train_as_one(tmp_path):
-    """A new process and this one."""
-    other = torch.multiprocessing.spawn(train, (str(tmp_path),), join=False)
-    train(1, tmp_path)
-    other.join()
-    for key, weight in train().items():
-        for rank in (0, 1):
-            same(torch.load(tmp_path / f"{rank}.pt")[key], weight)

@@ -22,7 +22,7 @@ NOTATION    for code, shapes, equations and costs
     A comment such as  # (B, h, N, d)  gives the shape of what its line makes. In equations q, k, v
     and out are one query, key, value and output: out_i that of token i, out_st that of position s
     in frame t, out_tyx that of the patch at (t, y, x). A prime marks what is attended to, W_q is a
-    matrix of weights, and softmax_j runs over j.
+    matrix of weights, and softmax_j runs over j. Vectors are columns after a W, otherwise rows.
 
 SKELETON    A mechanism is a function of q, k, v (B, h, C + T*S, d) and the grid (T, H, W), which
     returns (B, h, C + T*S, d). The module Attention puts it between its projections: that is a
@@ -69,7 +69,7 @@ def attend(q, k, v, causal=False):
     q (..., I, d), k (..., J, d), v (..., J, e) -> (..., I, e), the leading axes independently. With
     causal, query i attends to the keys 0 .. i. Torch has kernels that store no I x J weights.
 
-    Cost        I*J*(d + e)
+    Cost        I*J*(d + e)        for every leading index
     """
     # out_i = sum_j softmax_j(q_i . k_j / sqrt(d)) v_j
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal)  # (..., I, e)
@@ -321,12 +321,14 @@ def attend_in_boxes(q, k, v, grid, parts):
     """
     C = count_class_tokens(q, grid)
     boxes = tokens_of_boxes(grid, parts, C)
-    qkv, out = torch.stack([q, k, v]), torch.zeros_like(v)  # (3, B, h, N, d) and (B, h, N, d)
-    for size in set(map(len, boxes)):
+    qkv = torch.stack([q, k, v])  # (3, B, h, N, d)
+    out = torch.zeros_like(v)  # (B, h, N, d)
+    for size in {len(box) for box in boxes}:
         same = [box for box in boxes if len(box) == size]  # n boxes of one size
-        tokens = torch.tensor(same, device=q.device)  # (n, C + L)
-        joined = qkv[..., tokens, :]  # (3, B, h, n, C + L, d)
-        found = attend(*rearrange(joined, "i B h n L d -> i (B n) h L d"))  # (B*n, h, C + L, d)
+        tokens = torch.tensor(same, device=q.device)  # (n, C + L), their numbers in the clip
+        boxed = qkv[..., tokens, :]  # (3, B, h, n, C + L, d)
+        q, k, v = rearrange(boxed, "i B h n L d -> i (B n) h L d")  # each (B*n, h, C + L, d)
+        found = attend(q, k, v)  # (B*n, h, C + L, d)
         found = rearrange(found, "(B n) h L d -> B h (n L) d", n=len(same))  # (B, h, n*(C + L), d)
         out.index_add_(2, tokens.flatten(), found)  # each to its token; class tokens add up
     out[:, :, :C] /= len(boxes)
@@ -339,7 +341,7 @@ def tokens_of_boxes(grid, parts, C):
     for box in itertools.product(*parts):
         patches = [C + (t * H + y) * W + x for t, y, x in itertools.product(*box)]
         boxes.append([*range(C), *patches])
-    return [box for box in boxes if len(box) > C]  # an axis of length 1 has no odd positions
+    return [box for box in boxes if len(box) > C]  # a cut may leave a range empty
 
 def cut(n, size, first):
     """Ranges of n positions, cut at first, first + size, ...; one range if n <= size."""
@@ -380,7 +382,7 @@ def global_attention(q, k, v, grid):
     Cost        16*(C + T*S/8)**2*D        with T, H and W even
     Source      https://arxiv.org/abs/2102.05095 section 3, TimeSformer (L+G)
     Differs     No code was released. The paper asks for stride 2 along all axes and leaves open
-                where a lattice starts. It starts at the query, so that a query attends to itself.
+                where a lattice starts. Here it is that of the query, which so attends to itself.
     Copy with   attend, count_class_tokens, attend_in_boxes, tokens_of_boxes
     """
     parts = [(range(0, n, 2), range(1, n, 2)) for n in grid]  # even and odd positions of an axis
@@ -466,7 +468,7 @@ def summary_attention(q, k, v, grid):
     Cost        2*T*(S + c)*(S + c + T)*D
     Source      https://arxiv.org/abs/2106.05968 section 3.3, X-ViT
     Differs     No code was released. The paper's summary may be any function of a frame, and taken
-                before the norm. T means for each of T*S queries are T**2*S scores, not T*S.
+                before the norm. The paper counts T*S scores for means; T*S queries have T each.
     Copy with   attend, count_class_tokens, IN_FRAMES, into_groups, out_of_groups, frame_means
     """
     T, C = grid[0], count_class_tokens(q, grid)
@@ -492,11 +494,8 @@ def mix_frames(x, T, window=1, moved=0.5):
     assert share > 0 or moved == 0, f"moved={moved} of d={d} is no channel from each of {n} frames"
     frames = x.unflatten(0, (-1, T))  # (B, T, h, L, d)
     padded = F.pad(frames, (0, 0, 0, 0, 0, 0, window, window))  # (B, T + 2*window, h, L, d)
-    mixed = []
-    for i, by in enumerate(away):
-        near, channels = slice(window + by, window + by + T), slice(i * share, (i + 1) * share)
-        mixed.append(padded[:, near, ..., channels])  # (B, T, h, L, share)
-    mixed.append(frames[..., n * share :])  # the channels that stay
+    parts = [*padded.split([share] * n + [d - n * share], dim=-1)]  # the last are those that stay
+    mixed = [part[:, window + by :][:, :T] for part, by in zip(parts, [*away, 0])]
     return torch.cat(mixed, dim=-1).flatten(0, 1)  # (B*T, h, L, d)
 
 def mixing_attention(q, k, v, grid, window=1, moved=0.5, summary=False):
@@ -530,8 +529,8 @@ def mixing_attention(q, k, v, grid, window=1, moved=0.5, summary=False):
 
 # ==== HALF PRECISION: what the functions below do about it ========================================
 def in_float32(function):
-    """Run a function of positional tensors in float32 (float64 stays), even under autocast; the
-    result gets the dtype of the first, unless it is whole numbers."""
+    """Run a function in float32 even under autocast: long sums, exp and inverses fail in half.
+    Tensors given by position are raised; a float result gets the dtype of the first."""
     @functools.wraps(function)
     def raised(*args, **options):
         x, half = args[0], (torch.float16, torch.bfloat16)
@@ -637,12 +636,12 @@ def favor_features(x, projection, axes, eps=1e-6):
     over `axes`, keeps exp in range: one for each query (-1), one for all keys (-2, -1). The factor
     exp(-largest) is in numerator and denominator of attention and cancels, but for eps.
     """
-    # phi(x)_m = (exp(w_m . x~ - |x~|^2 / 2 - largest) + eps) / sqrt(M),   x~ = x / d^(1/4)
     x = x * x.shape[-1] ** -0.25  # (..., I, d)
     projected = x @ projection.to(x.dtype).T  # (..., I, M)
     largest = projected.max(dim=-1, keepdim=True).values  # (..., I, 1)
-    largest = largest.amax(axes, keepdim=True)  # (..., N or 1, 1)
+    largest = largest.amax(axes, keepdim=True)  # (..., I or 1, 1)
     shift = x.square().sum(dim=-1, keepdim=True) / 2 + largest  # (..., I, 1)
+    # phi(x)_m = (exp(w_m . x~ - |x~|^2 / 2 - largest) + eps) / sqrt(M),   x~ = x / d^(1/4)
     return ((projected - shift).exp() + eps) / math.sqrt(len(projection))  # (..., I, M)
 
 def performer_attention(q, k, v, grid, projection):
@@ -685,7 +684,7 @@ def segment_means(x, count, T=1):
     return torch.cat([short, long], dim=2)  # (B, h, P, d)
 
 def iterative_inverse(A, iterations=6):
-    """The pseudo-inverse of softmax matrices A (..., P, P), rows sum to 1, by products alone."""
+    """Nearly the pseudo-inverse of softmax matrices A (..., P, P), whose rows sum to 1."""
     identity = torch.eye(A.shape[-1], device=A.device, dtype=A.dtype)  # (P, P)
     # Z = A^T / (|A|_1 |A|_inf) at first;   |A|_1 is the largest column sum, |A|_inf = 1
     Z = A.transpose(-1, -2) / A.sum(dim=-2, keepdim=True).amax(dim=-1, keepdim=True)  # (..., P, P)
@@ -705,7 +704,7 @@ def nystrom_attention(q, k, v, grid, landmarks=128, iterations=6):
 
     Rows of Q, K and V are tokens, those of Q~ and K~ means of `landmarks` segments of tokens; ^+ is
     a pseudo-inverse. With every token a landmark it becomes exact as iterations grow, since
-    A A^+ A = A; 6 leave an error of 3% for 64 tokens and of 24% for 1,568.
+    A A^+ A = A; 6 leave 3% for 64 tokens and 24% for 1,568, if q, k ~ N(0, 1) and d=64.
 
     Cost        4*(C + T*S)*P*D + 2*P**2*D + 24*h*P**3        with 6 iterations
     Source      https://arxiv.org/abs/2102.03902 eq. 13; Motionformer's nystrom_helper.py:35
@@ -792,9 +791,9 @@ class OrthoformerAttention(Attention):
 def attend_per_frame(q, k, v, T, attention=attend):
     """First stage: what each query finds in each frame, its trajectory y~ of T tokens.
 
-    q (B, h, I, d), k and v (B, h, T*S, d) -> (B, h, I, T, d). `attention` attends inside a frame.
+    q (B, h, I, d), k and v (B, h, T*L, d) -> (B, h, I, T, d). `attention` attends inside a frame.
     """
-    k, v = (rearrange(x, "B h (T S) d -> (B T) h S d", T=T) for x in (k, v))  # each (B*T, h, S, d)
+    k, v = (rearrange(x, "B h (T L) d -> (B T) h L d", T=T) for x in (k, v))  # each (B*T, h, L, d)
     q = repeat(q, "B h I d -> (B T) h I d", T=T)  # (B*T, h, I, d)
     # y~_{st,t'} = sum_s' softmax_s'(q_st . k_s't' / sqrt(d)) v_s't'
     return rearrange(attention(q, k, v), "(B T) h I d -> B h I T d", T=T)  # (B, h, I, T, d)
@@ -829,10 +828,10 @@ def attend_along_trajectories_fast(y, proj_q, proj_kv):
     h, d = y.shape[1], y.shape[4]
     W_k, W_v = rearrange(proj_kv.weight, "(n h d) D -> n h d D", n=2, h=h)  # each (h, d, D)
     q = proj_q(own_frame(y)).unflatten(2, (h, d))  # (B, T*S, h, d)
-    q = torch.einsum("BNhd,hdD->BNhD", q / math.sqrt(d), W_k)  # (B, T*S, h, D)
+    q = torch.einsum("BNhd,hdD->BNhD", q / math.sqrt(d), W_k)  # (B, T*S, h, D), W_k^T q~
     y = rearrange(y, "B h N T d -> B N T (h d)")  # (B, T*S, T, D)
-    weights = weights_along_trajectories(q, y)  # (B, T*S, h, T)
-    mean = weights @ y  # (B, T*S, h, D)
+    weights = weights_along_trajectories(q, y)  # (B, T*S, h, T), a_t
+    mean = weights @ y  # (B, T*S, h, D), sum_t a_t y~_t
     b_v = proj_kv.bias.view(2, h, 1, d)[1]  # (h, 1, d)
     return torch.einsum("BNhD,hdD->BhNd", mean, W_v) + b_v  # (B, h, T*S, d)
 
@@ -897,7 +896,7 @@ def is_plain(layer):
 
 # Approximations of attend_per_frame; all frames share the landmarks, prototypes or projection.
 def nystrom_per_frame(q, k, v, T, landmarks=128, iterations=6):
-    """Over segment means: q, k, v (B, h, T*S, d) -> (B, h, T*S, T, d)."""
+    """Y~_t = softmax(Q K~^T) softmax(Q~ K~^T)^+ (softmax(Q~ K_t^T) V_t): -> (B, h, T*S, T, d)."""
     P = min(landmarks, q.shape[2])
     q_means, k_means = segment_means(q, P, T), segment_means(k, P, T)  # each (B, h, P, d)
     inverse = landmark_inverse(q_means, k_means, iterations)  # (B, h, P, P)
@@ -905,14 +904,14 @@ def nystrom_per_frame(q, k, v, T, landmarks=128, iterations=6):
     return attend(q, k_means, inverse @ found).unflatten(3, (T, -1))  # (B, h, T*S, T, d)
 
 def orthoformer_per_frame(q, k, v, T, prototypes):
-    """Through prototypes (B, h, P, d): -> (B, h, I, T, d). With I = T*S queries it is linear in S,
-    but still quadratic in T."""
+    """y~_it' = sum_l softmax_l(q_i . p_l) sum_s' softmax_s'(p_l . k_s't') v_s't', scores / sqrt(d):
+    -> (B, h, I, T, d). With I = T*S queries it is linear in S, but quadratic in T."""
     found = attend_per_frame(prototypes, k, v, T).flatten(3)  # (B, h, P, T*d)
     return attend(q, prototypes, found).unflatten(3, (T, -1))  # (B, h, I, T, d)
 
 @in_float32
 def performer_per_frame(q, k, v, T, projection):
-    """By random features: -> (B, h, I, T, d)."""
+    """y~_it' = phi(q_i) (sum_s' phi(k_s't')^T v_s't') / (phi(q_i) . sum_s' phi(k_s't'))."""
     q = favor_features(q, projection, -1)  # (B, h, I, M)
     k = favor_features(k, projection, (-2, -1)).unflatten(2, (T, -1))  # (B, h, T, S, M)
     total = torch.einsum("BhIM,BhTM->BhIT", q, k.sum(dim=3))  # (B, h, I, T)
@@ -928,11 +927,12 @@ class OrthoformerTrajectoryAttention(TrajectoryAttention, OrthoformerAttention):
     def first_stage(self, q, k, v, T):
         if self.shared_prototypes:
             return orthoformer_per_frame(q, k, v, T, self.chosen(q, k))  # (B, h, T*S, T, d)
-        in_frames = (rearrange(x, "B h (T S) d -> (B T) h S d", T=T) for x in (q, k))
-        prototypes = self.chosen(*in_frames)  # (B*T, h, P, d)
-        def attention(q, k, v):
-            return attend(q, prototypes, attend(prototypes, k, v))  # (B*T, h, I, d)
-        return attend_per_frame(q, k, v, T, attention)  # (B, h, T*S, T, d)
+        apart, joined = "B h (T S) d -> (B T) h S d", "(B T) h P d -> B h (T P) d"
+        q_t, k_t, v_t = (rearrange(x, apart, T=T) for x in (q, k, v))  # each (B*T, h, S, d)
+        p = self.chosen(q_t, k_t)  # (B*T, h, P, d)
+        found = attend(p, k_t, v_t)  # (B*T, h, P, d), of each prototype in its frame
+        p, found = (rearrange(x, joined, T=T) for x in (p, found))  # each (B, h, T*P, d)
+        return attend_per_frame(q, p, found, T)  # (B, h, T*S, T, d)
 
 class PerformerTrajectoryAttention(TrajectoryAttention, PerformerAttention):
     def first_stage(self, q, k, v, T):
@@ -969,19 +969,16 @@ def shift_from_neighbours(x, grid, steps, share):
     n = len(steps)
     clip = rearrange(x, "B h (T H W) d -> B T H W (h d)", T=T, H=H, W=W)  # (B, T, H, W, D)
     assert 0 < n * share <= clip.shape[4], f"{share} channels from each of {n} neighbours"
-    border = (0, 0, 1, 1, 1, 1, 1, 1)  # no channels; one column, row and frame at either end
-    padded = F.pad(clip[..., : n * share], border)  # (B, T + 2, H + 2, W + 2, n*share)
-    inside = F.pad(torch.ones_like(clip[:1, ..., :1]), border)  # (1, T + 2, H + 2, W + 2, 1)
-    parts = []
-    for i, by in enumerate(steps):
-        frames, rows, columns = (slice(1 + to, 1 + to + size) for to, size in zip(by, grid))
-        channels = slice(i * share, (i + 1) * share)
-        part = padded[:, frames, rows, columns, channels]  # (B, T, H, W, share)
-        if by[1] != 0 and by[2] != 0:  # a diagonal step; inside is 1 in the clip and 0 beyond it
-            there = inside[:, frames, rows, columns] > 0  # (1, T, H, W, 1)
-            part = torch.where(there, part, clip[..., channels])  # (B, T, H, W, share)
-        parts.append(part)
-    clip = torch.cat([*parts, clip[..., n * share :]], dim=4)  # (B, T, H, W, D)
+    def neighbour(x, t, r, c):
+        padded = F.pad(x, (0, 0, 1, 1, 1, 1, 1, 1))  # (B, T + 2, H + 2, W + 2, share or 1)
+        return padded[:, 1 + t :, 1 + r :, 1 + c :][:, :T, :H, :W]  # (B, T, H, W, share or 1)
+    inside = torch.ones_like(clip[..., :1], dtype=torch.bool)  # (B, T, H, W, 1)
+    parts = list(clip.split([share] * n + [clip.shape[4] - n * share], dim=4))  # the last one stays
+    for i, (t, r, c) in enumerate(steps):
+        own, parts[i] = parts[i], neighbour(parts[i], t, r, c)  # each (B, T, H, W, share)
+        if r != 0 and c != 0:  # a diagonal step
+            parts[i] = torch.where(neighbour(inside, t, r, c), parts[i], own)
+    clip = torch.cat(parts, dim=4)  # (B, T, H, W, D)
     return rearrange(clip, "B T H W (h d) -> B h (T H W) d", h=x.shape[1])  # (B, h, T*S, d)
 
 # ==== LVT: linear attention along an axis, with fixation and neighbours ===========================
@@ -999,8 +996,8 @@ class LinearAttention(Attention):
         assert axis in ("joint", "space", "time"), f"axis={axis!r}"
         assert axis != "joint" or not neighbours, "joint attention reaches all neighbours itself"
         self.steps = EIGHT_AROUND if axis == "time" else NEXT_AND_PREVIOUS
-        self.axis, self.neighbours, d = axis, neighbours, dim // heads
-        self.gate_q = nn.Linear(3 * d, d) if fixation else None  # for q and k alike
+        self.axis, self.neighbours = axis, neighbours
+        self.gate_q = nn.Linear(3 * dim // heads, dim // heads) if fixation else None  # for k, too
         self.base = rotary  # not for Attention: the features are turned, not q and k
 
     def attend_features(self, q, k, v, grid):
@@ -1033,8 +1030,8 @@ def rotate(x, grid, base=10_000):
     """Turn pairs of channels of queries or keys by angles that grow with the position (t, y, x).
 
     Of d channels 2*(d//6) belong to y, as many to x, and the rest to t. Pair i of the `width`
-    channels of an axis is turned by the angle position / base^(2i / width). The score of two
-    patches then depends on the difference of their positions alone. Values are not turned.
+    channels of an axis is turned by the angle position / base^(2i / width). The positions of two
+    patches then enter their score by their difference alone. Values are not turned.
 
     x (B, h, C + T*S, d) -> the same shape
 

@@ -40,7 +40,11 @@ SECONDS, BYTES = 300, 16 * 2**30  # for one mistake; what takes more is red
 Mistake = namedtuple("Mistake", "definition, rule, start, end, new")  # source[start:end] = new
 
 # Mistakes that compute the same. "definition: the line after it": why
-EQUAL = {}
+EQUAL = {
+    "attend_linearly: if I * J * (M + e) <= (I + J) * M * e:"
+    "  # with few tokens, as along time, weights are cheaper": "where both orders cost the same",
+    "most_orthogonal_subset: closest = torch.maximum(newest, closest)  # (..., 1, n)": "symmetric",
+}
 
 # ==== RULES: a node of the syntax tree -> nodes, or texts, to stand in its place ==================
 

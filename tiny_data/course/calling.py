@@ -1,10 +1,4 @@
-"""Calling a function and comparing what comes back; a copy is what check.py calls with.
-
-A case is a dict: args, options, whether derivatives are asked for, and the names of the parameters in
-the order of video_attention.py.
-"""
-
-import inspect
+"""Calling a function with a case, which is here a dict, and comparing what comes back."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -12,9 +6,7 @@ from torch.utils.flop_counter import flop_registry
 
 
 class Price(TorchDispatchMode):
-    """Counts multiply-accumulates: those of matrix products, and products element by element."""
-
-    macs = 0
+    macs = 0  # multiply-accumulates: of matrix products, and products element by element
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -30,29 +22,24 @@ class Price(TorchDispatchMode):
 
 
 def layer(weight, bias=None):
-    """An nn.Linear with these tensors as its weights."""
-    linear = torch.nn.Linear(*reversed(weight.shape), bias=bias is not None)
+    linear = torch.nn.Linear(*reversed(weight.shape))
     del linear.weight, linear.bias
     linear.weight, linear.bias = weight, bias
     return linear
 
 
-# fmt: off
 HANDED = {  # what some questions hand over, made from tensors
     "layer": layer,
     "layer without bias": layer,
     "function": lambda weight: lambda x: x @ weight.T,
     "range": range,
-    "attention": lambda: lambda q, k, v, causal=False:
-        (q @ k.mT).sigmoid().tril(0 if causal else k.shape[-2]) @ v,
+    "attention": lambda: lambda q, k, v, causal=False: (q @ k.mT).sin().tril(99 - 99 * causal) @ v,
     "rotation": lambda: lambda x: x * torch.arange(x.shape[-2], dtype=x.dtype).cos()[:, None],
-    "first stage": lambda: lambda q, k, v, T:
-        q.unsqueeze(3) * k.unflatten(2, (T, -1)).mean(3).unsqueeze(2) + v.mean(),
+    "first stage": lambda: lambda q, k, v, T: q.unsqueeze(3) * k[:, :, None, :T] + v.mean(),
     "second stage": lambda weight: lambda y: (y * y.softmax(3)).sum(3) @ weight,
     "mechanism": lambda: lambda q, k, v, grid, window: q @ k.mT[..., : window + 1],
     "choice": lambda: lambda q, k, count: (q + k)[:, :, :count],
 }
-# fmt: on
 
 
 def handed(x, leaves, derivatives):
@@ -75,24 +62,18 @@ def plain(x):
         return [plain(y) for y in x]
     if isinstance(x, (bool, int, float)) or type(x).__module__ == "numpy":
         return x.tolist() if hasattr(x, "tolist") else x
-    hint = ": is a return missing?" if x is None else ""
-    raise TypeError(f"{type(x).__name__} came back in place of a tensor{hint}")
+    raise TypeError(f"{type(x).__name__} came back in place of a tensor")
 
 
 def renamed(function, options, names):
     """Options under the names that the function has for them, if its parameters were renamed."""
-    try:
-        own = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return options
-    if len(own) < len(names) or any(x.kind == x.VAR_KEYWORD for x in own):
-        return options
-    known = [x.name for x in own]
-    return {x if x in known else known[names.index(x)]: y for x, y in options.items()}
+    code = getattr(function, "__code__", None)
+    own = code.co_varnames[: code.co_argcount] if code else ()
+    own = own if len(own) == len(names) else names
+    return {x if x in own else own[names.index(x)]: y for x, y in options.items()}
 
 
 def answer(function, case):
-    """Value, derivatives and price of a call."""
     leaves, asked = [], case["derivatives"]
     args, options = (handed(case[x], leaves, asked) for x in ("args", "options"))
     before = [(x, x.detach().clone()) for x in args if isinstance(x, torch.Tensor)]
@@ -102,9 +83,8 @@ def answer(function, case):
     reply["changed"] = not all(torch.equal(x, y) for x, y in before)
     if asked and isinstance(out, torch.Tensor) and out.requires_grad:
         weight = torch.arange(out.numel(), dtype=out.dtype).mul(1.7).cos().view(out.shape)
-        found = torch.autograd.grad(out, leaves, weight, allow_unused=True)
-        found = zip(leaves, found)
-        reply["gradients"] = [torch.zeros_like(x) if g is None else g for x, g in found]
+        found = torch.autograd.grad(out, leaves, weight, allow_unused=True, materialize_grads=True)
+        reply["gradients"] = list(found)
     return reply
 
 
@@ -132,3 +112,25 @@ def difference(found, right, tolerance):
     if tolerance > 1e-3:  # half precision: in the mean
         wrong &= error.norm() > tolerance * right.double().norm()
     return f"{wrong.sum()} of {wrong.numel()} numbers are wrong" if wrong.any() else ""
+
+
+def wrong_gradients(found, right):
+    if not isinstance(found, list) or len(found) != len(right):
+        return "no derivative comes back: the result is cut off from its inputs"
+    wrong = [n for n in range(len(right)) if difference(found[n], right[n], 1e-8)]
+    missing = all(torch.is_tensor(found[n]) and not found[n].any() for n in wrong)
+    words = f"the derivative is {'missing' if missing else 'wrong'} for argument "
+    return words + ", ".join(str(n + 1) for n in wrong) if wrong else ""
+
+
+def compare(found, right, tolerance):
+    """{"value" or "gradients": what is wrong with it, in words}"""
+    value, gradients = difference(found["value"], right["value"], tolerance), ""
+    types = [x.dtype for x in (found["value"], right["value"]) if torch.is_tensor(x)]
+    if not value and types[1:] and types[1].is_floating_point and types[0] != types[1]:
+        value = f"the result is {types[0]}, the inputs are {types[1]}"
+    if not value and found.get("changed"):
+        value = "the inputs were changed in place: work on copies"
+    if right["gradients"] is not None:
+        gradients = wrong_gradients(found.get("gradients"), right["gradients"])
+    return {x: words for x, words in (("value", value), ("gradients", gradients)) if words}

@@ -1,15 +1,11 @@
-"""Inputs: the words in which questions.py says with what a function is called.
-
-A case is a call. Its tags name the parts that it belongs to, "class tokens" say, none is "values".
-crossed() makes a case of every size with every combination of options: no option is tried alone.
-"""
+"""Inputs: the words in which questions.py says with what a function is called."""
 
 import functools
 import itertools
 import math
 import zlib
 from collections import ChainMap
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
@@ -20,25 +16,18 @@ CLIPS = [(grid, C) for grid in GRIDS + ODD for C in sorted({0, 1, grid[0]})]
 
 @dataclass(eq=False)
 class Case:
-    """A call: arguments, options, and the parts that it belongs to."""
-
     args: tuple
     options: dict = field(default_factory=dict)
-    tags: tuple = ()
+    tags: tuple = ()  # the parts that it belongs to, none is "values"
     tolerance: float = 1e-9  # relative
-    derivatives: bool = True  # and price
+    derivatives: bool = True
     names: list = ()  # of the function's parameters, in order
 
-    def inputs(self):
-        """What the student's process is sent."""
-        return {x: getattr(self, x) for x in ("args", "options", "derivatives", "names")}
-
     def words(self):
-        """Shapes, grid and options of the call."""
         words = [tuple(x.shape) if torch.is_tensor(x) else x for x in self.args]
         words = [str(x) for x in words if isinstance(x, (int, tuple))]
-        for name, x in self.options.items():
-            words.append(f"{name}={x['handed'] if isinstance(x, dict) else x}")
+        options = self.options.items()
+        words += [f"{x}={y['handed'] if isinstance(y, dict) else y}" for x, y in options]
         return ", ".join(dict.fromkeys(words))
 
 
@@ -47,52 +36,34 @@ def draws(name, seed):
     generator = torch.Generator().manual_seed(1000 * seed + zlib.crc32(name.encode()) % 10**6)
 
     def draw(*shape, dtype=torch.float64, scale=1):
-        x = torch.randn(*shape, generator=generator, dtype=torch.float64)
-        return (x * scale).to(dtype)
+        return (torch.randn(*shape, generator=generator, dtype=torch.float64) * scale).to(dtype)
 
     return draw
 
 
 def hand(name, *inputs):
-    """A function or layer of calling.HANDED, handed over as an argument."""
-    return {"handed": name, "with": inputs}
+    return {"handed": name, "with": inputs}  # a function or layer of calling.HANDED
 
 
-def crossed(make, sizes, tags=lambda *x: {}, half=None, scales=(1,), derivatives=True, **options):
-    """Cases of make(draw, *size) for all sizes and options; tags(*size) is {part: whether}.
-
-    `half` is a size that is also tried in float32 and half precision, its numbers times `scales`.
-    """
+def crossed(make, sizes, tags=lambda *x: {}, half=None, scales=(1,), also=(), **options):
+    """Cases of make(draw, *size) for all sizes and options; tags(*size) is {part: whether}, and all
+    belong to `also`. The size `half` is tried in lower precision, its numbers times `scales`."""
     lists = [[{}] + [{name: value} for value in values] for name, values in options.items()]
     combinations = [dict(ChainMap(*some)) for some in itertools.product(*lists)]
-    types = (torch.float32, torch.float16, torch.bfloat16) if half else ()
+    types = (torch.float16, torch.bfloat16, torch.float32) if half else ()
 
     def cases(draw):
         found = []
         for size, chosen in itertools.product(sizes, combinations):
-            parts = (*chosen, *(part for part, true in tags(*size).items() if true))
-            found.append(Case(make(draw, *size), chosen, parts, derivatives=derivatives))
+            parts = (*also, *chosen, *(part for part, true in tags(*size).items() if true))
+            found.append(Case(make(draw, *size), chosen, parts))
         for dtype, scale in itertools.product(types, scales):
             args = make(functools.partial(draw, dtype=dtype, scale=scale), *half)
-            tolerance = 1e-4 if dtype == torch.float32 else min(0.05 * scale, 0.5)
+            tolerance = min((1e-4 if dtype == torch.float32 else 0.05) * scale, 0.5)
             found.append(Case(args, {}, ("precision",), tolerance, derivatives=False))
         return found
 
     return cases
-
-
-def also(part, cases):
-    """The same cases, which belong to one more part before their own."""
-
-    def with_part(draw):
-        found = [case for case in cases(draw) if "precision" not in case.tags]
-        return [replace(case, tags=(part, *case.tags)) for case in found]
-
-    return with_part
-
-
-def joined(*several):
-    return lambda draw: [case for cases in several for case in cases(draw)]
 
 
 def of_clip(grid, C, *others):
@@ -113,17 +84,13 @@ def mechanism(more=lambda draw, B, h, d, grid: (), **options):
 CUTS = {  # ranges of frames, rows and columns
     "halves": lambda T, H, W: ([range(T)], [range(H // 2), range(H // 2, H)], [range(W)]),
     "lattices": lambda *grid: [(range(0, n, 2), range(1, n, 2)) for n in grid],
-    "sizes": lambda T, H, W: (
-        [range(1), range(1, T)], [range(H)], [range(n, W, 3) for n in range(3)]
-    ),
-}  # fmt: skip
+    "sizes": lambda T, H, W: ([range(1), range(1, T)], [range(H)], [range(W)[::2], range(W)[1::2]]),
+}
 
 
 def boxes(cut, grid):
-    """Ranges as they can be sent."""
     return [[hand("range", x.start, x.stop, x.step) for x in axis] for axis in CUTS[cut](*grid)]
 
 
 def layer(draw, kind, to, read):
-    """A layer with random weights, with a bias if it is a plain one."""
     return hand(kind, draw(to, read), *[draw(to)] * (kind == "layer"))

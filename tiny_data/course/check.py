@@ -1,55 +1,33 @@
-"""A few calls of each function with stored right results, to try while you work.
-
-    pytest check.py                        everything; what is not written yet is red too
-    pytest -x check.py -k time_attention   one function, to its first failure
-    VIDEO_ATTENTION=other.py pytest check.py
-
-Passing is necessary, not sufficient: marks are given by more calls with other inputs. The last test
-says where to begin. It needs torch, einops, pytest, and check_calls.py and check_data.pt beside it.
-"""
+"""Calls with stored right results: pytest check.py, or for one function pytest -k attend check.py.
+Marks are given by more calls, with other inputs. The last test says where to begin."""
 
 import ast
-import importlib.util
-import os
 from pathlib import Path
 
 import pytest
+import student
 import torch
-from check_calls import answer, difference
+from check_calls import answer, compare
 
-HERE = Path(__file__).parent
-PATH = Path(os.environ.get("VIDEO_ATTENTION", HERE / "student.py"))
-SPEC = importlib.util.spec_from_file_location("student", PATH)
-STUDENT = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(STUDENT)
-DATA = torch.load(HERE / "check_data.pt", weights_only=True)
+DATA = torch.load(Path(__file__).with_name("check_data.pt"), weights_only=True)
 FAILED = []  # names of functions
 
 
 @pytest.mark.parametrize("case", DATA, ids=lambda x: f"{x['function']}-{x['part']}-{x['words']}")
 def test_function(case):
     FAILED.append(case["function"])
-    found = answer(getattr(STUDENT, case["function"]), case)
-    place = f"{case['function']}, {case['part']}, {case['words']}"
-    words = difference(found["value"], case["value"], case["tolerance"])
-    assert not words, f"{place}: {words}"
-    if torch.is_tensor(case["value"]) and case["value"].is_floating_point():
-        assert found["value"].dtype == case["value"].dtype, f"{place}: not the type of the inputs"
-    assert not found["changed"], f"{place}: inputs were changed in place, work on copies"
-    for number, right in enumerate(case["gradients"] or []):
-        assert found["gradients"], f"{place}: no derivative, the result is cut off from its inputs"
-        words = difference(found["gradients"][number], right, 1e-8)
-        assert not words, f"{place}, derivative for tensor {number + 1} of the arguments: {words}"
+    found = answer(getattr(student, case["function"]), case)
+    wrong = " and ".join(compare(found, case, case["tolerance"]).values())
+    assert not wrong, f"{case['function']}, {case['part']}, {case['words']}: {wrong}"
     FAILED.pop()
 
 
 def calls():
     """{function: all functions of the file that it reaches}"""
-    nodes = [x for x in ast.parse(PATH.read_bytes()).body if isinstance(x, ast.FunctionDef)]
-    found = {}
-    for node in nodes:
+    tree, found = ast.parse(Path(student.__file__).read_bytes()), {}
+    for node in [x for x in tree.body if isinstance(x, ast.FunctionDef)]:
         found[node.name] = {x.id for x in ast.walk(node) if isinstance(x, ast.Name)}
-    for _ in nodes:
+    for _ in list(found):
         found = {x: names.union(*(found.get(y, ()) for y in names)) for x, names in found.items()}
     return found
 
@@ -57,7 +35,5 @@ def calls():
 def test_where_to_begin():
     first = FAILED[0] if FAILED else ""
     caused = [x for x in FAILED if x == first or first in calls().get(x, ())]
-    assert not FAILED, (
-        f"Begin with {first}: it is wrong, and {len(caused)} of the {len(FAILED)} failures are in it, "
-        "or in functions that call it."
-    )
+    share = f"{len(caused)} of the {len(FAILED)} failures"
+    assert not FAILED, f"Begin with {first}: {share} are in it, or in functions that call it."

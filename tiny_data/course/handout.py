@@ -1,4 +1,4 @@
-"""What students get: the file with holes, the sheet, check.py with its stored results; and the key."""
+"""What students get: the file with holes, the sheet, check.py and its data; and the key."""
 
 import ast
 import functools
@@ -20,58 +20,45 @@ MEASURE = ["window_costs", "prototype_errors"]  # the file does not have these, 
 LEFT_OUT = ["# Left out of the handout: it is, or would answer, another question."]
 
 
-# ==== TEXTS =======================================================================================
 def section(file, name):
-    """What stands below a heading of one of the texts."""
-    text = (HERE / file).read_text("utf-8")
-    return re.split(rf"^#+ `?{re.escape(name)}`?$", text, flags=re.M)[1].split("\n#")[0].strip()
+    """What stands below a heading of a text, without "why" questions."""
+    text = re.split(rf"^#+ {name}$", (HERE / file).read_text("utf-8"), flags=re.M)[1]
+    return re.split(r"\n#|\n\*\*Why", text)[0].strip()
 
 
 def code_of(name):
-    """The right answer in plain torch, from mistakes.md."""
     return section("mistakes.md", name).split("```")[1].removeprefix("python\n")
 
 
 @functools.cache
 def source():
-    """video_attention.py and below it the functions of question 10: the right answers."""
-    text = FILE.read_text("utf-8").rstrip("\n")
-    counter = "from torch.utils.flop_counter import FlopCounterMode\n"
-    text = text.replace("\nimport torch\n", f"\nimport torch\n{counter}", 1)
-    line = "# ==== MEASURE: cost and error ".ljust(100, "=")
-    return "\n\n\n".join([text, line, *(code_of(name) for name in MEASURE)])
+    """The right answers: video_attention.py, and below it the functions of question 10."""
+    return "\n".join([FILE.read_text("utf-8"), *(code_of(name) for name in MEASURE)])
 
 
 @functools.cache
 def reference():
-    """The names of the right answers."""
     space = {"__name__": "reference"}
-    exec(compile(source(), "reference", "exec"), space)
+    exec(source(), space)
     return space
 
 
 @functools.cache
 def definitions():
-    """{name: node} of the functions of the file and, as Class.method, of its methods."""
-    known = {}
-    for node in ast.parse(source()).body:
-        known |= {node.name: node} if isinstance(node, ast.FunctionDef) else {}
-        for x in node.body if isinstance(node, ast.ClassDef) else ():
-            known |= {f"{node.name}.{x.name}": x} if isinstance(x, ast.FunctionDef) else {}
-    return known
+    """{name: node} of the functions of the file and of its methods."""
+    nodes = reversed(list(ast.walk(ast.parse(source()))))  # outermost last
+    return {x.name: x for x in nodes if isinstance(x, ast.FunctionDef)}
 
 
 def text_of(name):
-    """The right answer: a function of the file with its decorators."""
     node = definitions()[name]
     first = min([node.lineno, *(x.lineno for x in node.decorator_list)])
     return "\n".join(source().split("\n")[first - 1 : node.end_lineno]) + "\n"
 
 
-# ==== THE FILE ====================================================================================
 def student_file(wanted, hints=False):
     """The file with holes. Functions of other questions are left out too."""
-    holes = dict.fromkeys([x for x in ANSWERS_ELSEWHERE if x in definitions()], LEFT_OUT)
+    holes = dict.fromkeys(ANSWERS_ELSEWHERE, LEFT_OUT)
     for question in QUESTIONS:
         for f in question.functions:
             holes[f.name] = hole(question, f, hints) if question in wanted else LEFT_OUT
@@ -88,33 +75,28 @@ def student_file(wanted, hints=False):
 
 
 def hole(question, f, hints):
-    """The comment in the place of an answer."""
     text = f"Question {question.number}, {f.points:g} points. {section('sheet.md', f.name)}"
     steps = re.findall(r"^\d.*", section("hints.md", f.name), re.M) if hints else []
     return [f"# {line}" for x in [text, *steps] for line in textwrap.wrap(x, 92)]
 
 
-# ==== THE SHEET AND THE KEY =======================================================================
 def sheet(wanted):
     """The sheet of these questions, with the points and parts of the table of questions."""
     head, *bodies = re.split(r"^(?=## )", (HERE / "sheet.md").read_text("utf-8"), flags=re.M)
-    rows = ["| question | functions | points | hours |", "|---|---|---|---|"]
-    found = []
+    rows, found = ["| question | functions | points | hours |", "|---|---|---|---|"], []
     for q in wanted:
         names = ", ".join(f"`{f.name}` {f.points:g}" for f in q.functions)
         rows.append(f"| {q.number} {q.title} | {names} | {q.points:g} + 3 | {q.points / 4:g} |")
-        body = next(x for x in bodies if x.startswith(f"## Question {q.number}."))
+        body = bodies[q.number - 1]
         for f in q.functions:
-            old = section("sheet.md", f.name)
             shares = ", ".join(f"{part} {percent}%" for part, percent in f.parts.items())
-            body = body.replace(f"### `{f.name}`\n", f"### `{f.name}`, {f.points:g} points\n")
-            body = body.replace(old, f"{old}\n\nParts: {shares}.")
+            title = f"### `{f.name}`: {f.points:g} points\n\n({shares})\n\n"
+            body = body.replace(f"### {f.name}\n", title)
         found.append(body)
     return "\n".join(x.strip() + "\n" for x in [head.format(table="\n".join(rows)), *found])
 
 
 def key(wanted):
-    """Right code, and what earns the points of the "why" questions."""
     found = ["# Answer key", section("key.md", "Answer key")]
     for q in wanted:
         found.append(f"## {q.number}. {q.title}, {q.points:g} + 3 points")
@@ -123,33 +105,30 @@ def key(wanted):
     return "\n\n".join(found)
 
 
-# ==== THE CHECK FILE ==============================================================================
 @functools.cache
 def cases_of(function, seed):
     """Cases without tags first, then those of one part, then those of several."""
     cases = function.cases(draws(function.name, seed))
     for case in cases:
         case.names = list(inspect.signature(reference()[function.name]).parameters)
+        case.derivatives &= "gradients" in function.parts
     return sorted(cases, key=lambda case: len(case.tags))
 
 
-def check_data(wanted, each=10):
-    """Some cases of each function with right results: one for each part, and for some crossings."""
+def check_data(wanted):
+    """Ten cases of each function with right results: one for each part, and for some crossings."""
     found = []
     for f in [f for q in wanted for f in q.functions]:
-        by_tags = {}
+        firsts = {}
         for case in cases_of(f, 0):
-            by_tags.setdefault(case.tags, []).append(case)
-        for cases in list(by_tags.values())[:each]:
-            case = cases[len(cases) // 2]
-            about = dict(function=f.name, words=case.words(), tolerance=case.tolerance)
-            about["part"] = (case.tags or ("values",))[0]
-            found.append(case.inputs() | calling.answer(reference()[f.name], case.inputs()) | about)
+            firsts.setdefault(case.tags, case)
+        for case in list(firsts.values())[:10]:
+            about = dict(function=f.name, words=case.words(), part=(*case.tags, "values")[0])
+            found.append(vars(case) | calling.answer(reference()[f.name], vars(case)) | about)
     return found
 
 
 def write(wanted, folder, hints=False):
-    """The folder that students get."""
     (folder / ".github" / "workflows").mkdir(parents=True, exist_ok=True)
     (folder / "student.py").write_text(student_file(wanted, hints), "utf-8")
     (folder / "assignment.md").write_text(sheet(wanted), "utf-8")

@@ -1,9 +1,4 @@
-"""The grader's end of worker.py: starts it, hands it files of inputs, reads files of results.
-
-With bubblewrap (`bwrap`) the process sees Python, its own folder, no network and no other process;
-without it the marks say so. Nothing that is read here is trusted: files are regular, small and not
-compressed, loaded with weights_only, and whatever else comes fails the case.
-"""
+"""The grader's end of worker.py: starts it, hands it files of inputs, reads files of results."""
 
 import contextlib
 import functools
@@ -11,7 +6,6 @@ import io
 import os
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import sysconfig
@@ -24,7 +18,6 @@ import torch
 
 HERE = Path(__file__).parent
 LARGEST = 64 * 10**6  # bytes of one file of results
-HELPER = 10**6  # bytes of a helper handed in beside student.py
 CALL, LOADING, ALL = 10, 40, 180  # seconds for a call, an import, a submission
 VARIABLES = dict.fromkeys(("OMP_NUM_THREADS", "PYTHONDONTWRITEBYTECODE", "PYTHONHASHSEED"), "1")
 VARIABLES |= {"PYTHONPATH": sysconfig.get_paths()["purelib"], "CUDA_VISIBLE_DEVICES": ""}
@@ -54,11 +47,11 @@ def is_plain(x):
 
 
 def read(path):
-    """A file of results, written by a process that nobody trusts."""
+    """A file of results, of a process that nobody trusts: regular, small and not compressed."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:
-            assert stat.S_ISREG(os.fstat(descriptor).st_mode), "no regular file"
+            assert os.path.isfile(descriptor), "no regular file"
             data = io.BytesIO(file.read(LARGEST + 1))
         size = sum(entry.file_size for entry in zipfile.ZipFile(data).infolist())
         assert max(size, data.getbuffer().nbytes) <= LARGEST, "too many bytes"
@@ -74,18 +67,10 @@ class Submission:
     """One student's file in a process of its own, and a new process when that one is gone."""
 
     def __init__(self, path, base):
-        self.path, self.base, self.limit = Path(path), base, time.monotonic() + ALL
-        self.folder, self.process, self.number = None, None, 0
-        self.note, self.refused, self.stuck = "", [], ""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.stop()
+        self.path, self.base, self.limit = path, base, time.monotonic() + ALL
+        self.process, self.number, self.note, self.refused, self.stuck = None, 0, "", [], ""
 
     def copies(self):
-        """A folder with the worker and the file, and helpers handed in beside student.py."""
         self.folder = Path(tempfile.mkdtemp(prefix="course_"))
         for name in ("in", "out", "student"):
             (self.folder / name).mkdir()
@@ -93,7 +78,7 @@ class Submission:
             shutil.copy(HERE / name, self.folder)
         (self.folder / "base.py").write_text(self.base, encoding="utf-8")
         for file in self.path.parent.glob("*.py") if self.path.name == "student.py" else []:
-            if file.is_file() and not file.is_symlink() and file.stat().st_size < HELPER:
+            if file.is_file() and not file.is_symlink() and file.stat().st_size < 10**6:
                 shutil.copyfile(file, self.folder / "student" / file.name)
         shutil.copyfile(self.path, self.folder / "student" / "student.py")
 
@@ -111,23 +96,22 @@ class Submission:
         reply = self.wait(f"loaded{self.number}.pt", LOADING)
         self.stuck, self.note = "", self.note or str(reply.get("note", ""))[:500]
 
-    def stop(self):
+    def close(self):
         """End the process and all that it has started, and remove its folder."""
-        if self.process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-        for entry in Path("/proc").glob("[0-9]*") if self.folder is not None else ():
+        if self.process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):  # it has ended, or is not ours
                 traces = os.fsencode(os.readlink(entry / "cwd")) + (entry / "environ").read_bytes()
                 if os.fsencode(self.folder) in traces:
                     os.kill(int(entry.name), signal.SIGKILL)
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
-        self.process = self.folder = None
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.process = None
 
     def wait(self, name, seconds):
-        """A file of results, as soon as it is there."""
         path, deadline = self.folder / "out" / name, min(time.monotonic() + seconds, self.limit)
         while not path.exists():
             if self.process.poll() is not None and not path.exists():
@@ -146,13 +130,13 @@ class Submission:
         try:
             if self.process is None:
                 self.start()
-            batch = dict(function=function, cases=[x.inputs() for x in cases], texts=texts)
+            batch = dict(function=function, cases=[vars(x) for x in cases], texts=texts)
             torch.save(batch, self.folder / "in" / "new")
             os.replace(self.folder / "in" / "new", self.folder / "in" / f"{self.number}.pt")
             for i in range(len(cases)):
                 replies.append(self.wait(f"{self.number}_{i}.pt", CALL))
             self.number += 1
         except Gone as error:
-            self.stop()
+            self.close()
             replies += [dict(error=str(error), gone=True)] * (len(cases) - len(replies))
         return replies

@@ -1,22 +1,15 @@
-"""The questions: functions, points, parts, and the cases that each function is asked with.
-
-This is the one table of the course. From it come the hidden checks, the students' check.py, and the
-points on the sheet and in the key. To change a question edit it here, and its paragraph in sheet.md.
-A function has points, four to an hour of work; parts, in percent of the points; and cases. "values"
-is the gate: with wrong values a function is worth at most 30%.
-"""
+"""The table of the course. To change a question edit it here, and its paragraph in sheet.md."""
 
 import math
 from dataclasses import dataclass
 
-from .cases import CLIPS, CUTS, GRIDS, also, boxes, crossed, hand, joined, layer
-from .cases import mechanism, of_clip
+from .cases import CLIPS, CUTS, GRIDS, boxes, crossed, hand, layer, mechanism, of_clip
 
 
 @dataclass(eq=False)
 class Function:
     name: str
-    points: float
+    points: float  # four to an hour of work
     parts: dict  # part -> percent of the points
     cases: callable  # draw -> cases
 
@@ -32,12 +25,10 @@ class Question:
         return sum(f.points for f in self.functions)
 
 
-def ask(name, points, shares, *cases, **options):
-    """A function; its cases are joined, or with one maker and sizes crossed."""
-    parts = dict(share.rsplit(" ", 1) for share in shares.split(", "))
-    parts = {part: int(percent) for part, percent in parts.items()}
-    crossing = len(cases) > 1 and isinstance(cases[1], list)
-    return Function(name, points, parts, (crossed if crossing else joined)(*cases, **options))
+def ask(name, points, shares, *cases):
+    pairs = [share.rsplit(" ", 1) for share in shares.split(", ")]
+    shares = {part: int(percent) for part, percent in pairs}
+    return Function(name, points, shares, lambda draw: [x for some in cases for x in some(draw)])
 
 
 def qkv(draw, lead, I, J):
@@ -62,137 +53,120 @@ def given(draw, *args):
     return args
 
 
-def with_boxes(cut):
-    return lambda draw, B, h, d, grid: (boxes(cut, grid),)
+def with_boxes(cut, **options):
+    return mechanism(lambda draw, B, h, d, grid: (boxes(cut, grid),), **options)
 
-
-LEADING = [((2, 3), 11, 13), ((2, 3), 17, 9), ((), 6, 9), ((4,), 5, 7), ((2, 1, 3), 5, 4)]
-LEADING += [((2, 1, 2, 2), 3, 5), ((1, 1), 1, 1), ((1, 3), 1, 4), ((2, 2), 4, 1)]  # ..., I, J
-SQUARE = [(lead, I, I) for lead, I, _ in LEADING]
-PATHS = [(2, 3, 4, 5, 4), (1, 2, 3, 7, 6), (2, 2, 1, 3, 4), (1, 2, 3, 1, 4), (2, 1, 2, 3, 4)]
-PATHS += [(1, 1, 1, 1, 2)]  # B, h, T, S, d
-KINDS = ["layer", "layer without bias", "function"]
-attention = [hand("attention")]
-LARGE = ((2, 3), 60, 60), (1, 12)  # tried in half precision too, the second time with large scores
 
 # fmt: off
+LEADING = [((2, 3), 11, 13), ((2, 3), 17, 9), ((), 6, 9), ((4,), 5, 7), ((2, 1, 3), 5, 4),
+           ((2, 1, 2, 2), 3, 5), ((1, 1), 1, 1), ((1, 3), 1, 4), ((2, 2), 4, 1)]  # ..., I, J
+PATHS = [(2, 3, 4, 5, 4), (1, 2, 3, 7, 6), (2, 2, 1, 3, 4), (1, 2, 3, 1, 4), (2, 1, 2, 3, 4),
+         (1, 1, 1, 1, 2)]  # B, h, T, S, d
+KINDS = ["layer", "layer without bias", "function"]
+LARGE = ((2, 3), 60, 60), (12, 1)  # tried in half precision too, the first time with large scores
+attention = [hand("attention")]
+
 QUESTIONS = [
     Question(1, "Softmax attention", [
-        ask("attend", 2, "values 40, causal 20, leading axes 15, gradients 10, price 5, precision 10",
-            crossed(qkv, LEADING, leading), crossed(qkv, SQUARE, leading, *LARGE, causal=[True])),
-        ask("attention_weights", 2, "values 50, leading axes 20, gradients 15, price 5, precision 10",
-            lambda draw, *size: qkv(draw, *size)[:2], LEADING, leading, *LARGE),
-    ]),
+        ask("attend", 2, "values 40, causal 20, leading axes 15, gradients 10, price 5, "
+            "precision 10", crossed(qkv, LEADING, leading),
+            crossed(qkv, [(lead, I, I) for lead, I, _ in LEADING], leading, *LARGE, causal=[True])),
+        ask("attention_weights", 2, "values 50, leading axes 20, gradients 15, price 5, "
+            "precision 10", crossed(lambda *x: qkv(*x)[:2], LEADING, leading, *LARGE))]),
     Question(2, "Divided attention", [
         ask("space_attention", 3, "values 40, class tokens 20, odd grids 10, attention 10, "
             "gradients 10, price 5, precision 5", mechanism(attention=attention)),
-        ask("time_attention", 4, "values 35, class tokens 10, odd grids 5, attention 10, causal 15, "
-            "class_key 10, gradients 5, price 5, precision 5",
-            mechanism(attention=attention, causal=[True]), mechanism(class_key=[True])),
-    ]),
+        ask("time_attention", 4, "values 35, class tokens 10, odd grids 5, attention 10, "
+            "causal 15, class_key 10, gradients 5, price 5, precision 5",
+            mechanism(attention=attention, causal=[True]), mechanism(class_key=[True]))]),
     Question(3, "Boxes", [
         ask("cut", 2, "values 50, first 30, short 20",
             crossed(given, [(6, 2, 2), (7, 3, 3), (8, 4, 4), (9, 2, 2)]),
-            also("short", crossed(given, [(3, 3, 3), (2, 5, 5), (1, 1, 1), (3, 4, 2), (4, 4, 2)])),
-            also("first", crossed(given, [(8, 4, 2), (7, 3, 1), (9, 5, 2), (6, 2, 1)]))),
+            crossed(given, [(3, 3, 3), (2, 5, 5), (1, 1, 1), (3, 4, 2), (4, 4, 2)], also=["short"]),
+            crossed(given, [(8, 4, 2), (7, 3, 1), (9, 5, 2), (6, 2, 1)], also=["first"])),
         ask("tokens_of_boxes", 2, "values 60, class tokens 20, odd grids 20",
-            lambda draw, grid, C, cut: (grid, boxes(cut, grid), C),
-            [(*clip, cut) for clip in CLIPS for cut in CUTS], of_clip),
+            crossed(lambda draw, grid, C, cut: (grid, boxes(cut, grid), C),
+                    [(*clip, cut) for clip in CLIPS for cut in CUTS], of_clip)),
         ask("attend_in_boxes", 4, "values 40, sizes 15, class tokens 15, odd grids 10, "
             "gradients 10, price 5, precision 5",
-            mechanism(with_boxes("halves")), mechanism(with_boxes("lattices")),
-            also("sizes", mechanism(with_boxes("sizes")))),
-    ]),
+            with_boxes("halves"), with_boxes("lattices"), with_boxes("sizes", also=["sizes"]))]),
     Question(4, "Windows in time", [
         ask("window_attention", 8, "values 30, window 15, causal 20, class tokens 15, odd grids 5, "
-            "gradients 5, price 5, precision 5", mechanism(window=[0, 2, 3, 9], causal=[True])),
-    ]),
+            "gradients 5, price 5, precision 5", mechanism(window=[0, 2, 3, 9], causal=[True]))]),
     Question(5, "Mixing", [
-        ask("mix_frames", 4, "values 40, window 20, moved 15, odd grids 5, gradients 15, precision 5",
-            lambda draw, B, T, h, L: (draw(B * T, h, L, 18), T),
-            [(2, 5, 3, 4), (1, 4, 2, 6), (3, 1, 2, 1)], lambda B, T, h, L: {"odd grids": T == 1},
-            (2, 5, 3, 4), window=[2, 3], moved=[1.0, 0.0, 0.8]),
+        ask("mix_frames", 4, "values 40, window 20, moved 15, odd grids 5, gradients 15, "
+            "precision 5", crossed(lambda draw, B, T, h, L: (draw(B * T, h, L, 18), T),
+                [(2, 5, 3, 4), (1, 4, 2, 6), (3, 1, 2, 1)], lambda B, T, *x: {"odd grids": T == 1},
+                (2, 5, 3, 4), window=[2, 3], moved=[1.0, 0.0, 0.8])),
         ask("mixing_attention", 4, "values 40, window 5, moved 5, summary 15, class tokens 15, "
             "odd grids 5, gradients 5, price 5, precision 5",
-            mechanism(window=[2], moved=[1.0], summary=[True])),
-    ]),
+            mechanism(window=[2], moved=[1.0], summary=[True]))]),
     Question(6, "Orthoformer", [
-        ask("most_orthogonal_subset", 4, "values 60, norms 20, all of them 20",
-            crossed(vectors, [((2, 3), 12, 6, n) for n in (1, 2, 5)], derivatives=False),
-            also("norms", crossed(vectors, [((2,), 9, 5, 5, 2)] * 3, derivatives=False)),
-            also("all of them", crossed(
-                vectors, [((), 7, 4, 7), ((2, 1), 7, 4, 7), ((2,), 1, 4, 1)], derivatives=False))),
+        ask("most_orthogonal_subset", 4, "values 60, norms 20, count 20",
+            crossed(vectors, [((2, 3), 12, 6, n) for n in (1, 2, 5)]),
+            crossed(vectors, [((2,), 9, 5, 5, 2)] * 3, also=["norms"]),
+            crossed(vectors, [((), 7, 4, 7), ((2, 1), 7, 4, 7), ((2,), 1, 4, 1)], also=["count"])),
         ask("orthoformer_attention", 3, "values 55, class tokens 5, odd grids 5, gradients 15, "
-            "price 15, precision 5", mechanism(lambda draw, B, h, d, grid: (draw(B, h, 5, d),))),
-    ]),
+            "price 15, precision 5", mechanism(lambda draw, B, h, d, grid: (draw(B, h, 5, d),)))]),
     Question(7, "Linear attention", [
         ask("attend_linearly", 3, "values 40, eps 10, rotation 10, leading axes 10, gradients 10, "
             "price 10, precision 10",
-            crossed(features, LEADING, leading, ((2, 3), 40, 40), (1, 30), eps=[0.5, 0.0],
+            crossed(features, LEADING, leading, ((2, 3), 40, 40), (30, 1), eps=[0.5, 0.0],
                     rotation=[hand("rotation")]),
-            also("eps", crossed(lambda *size: features(*size, 1), LEADING, leading, eps=[0.5]))),
+            crossed(lambda *size: features(*size, 1), LEADING, leading, also=["eps"], eps=[0.5])),
         ask("relu_features", 1, "values 70, odd grids 10, gradients 20",
-            lambda draw, *shape: (draw(*shape),),
-            [(2, 3, 7, 4), (3, 2, 5, 9), (1, 1, 1, 6), (5, 2)],
-            lambda *shape: {"odd grids": len(shape) < 4 or 1 in shape}),
+            crossed(lambda draw, *shape: (draw(*shape),),
+                    [(2, 3, 7, 4), (3, 2, 5, 9), (1, 1, 1, 6), (5, 2)],
+                    lambda *shape: {"odd grids": len(shape) < 4 or 1 in shape})),
         ask("linear_attention", 1, "values 55, class tokens 10, odd grids 10, gradients 10, "
             "price 10, precision 5", mechanism()),
-        ask("fixation_gate", 2, "values 50, layers 20, odd grids 10, gradients 20",
+        ask("fixation_gate", 2, "values 50, layers 20, odd grids 10, gradients 20", crossed(
             lambda draw, B, h, N, x: (layer(draw, x, 4, 12), *(draw(B, h, N, 4) for _ in "qkv")),
             [(*x, kind) for x in ((2, 3, 7), (1, 1, 1), (3, 1, 4)) for kind in KINDS],
-            lambda B, h, N, kind: {"layers": kind != "layer", "odd grids": h == 1}),
-    ]),
+            lambda B, h, N, kind: {"layers": kind != "layer", "odd grids": h == 1}))]),
     Question(8, "Rotary positions", [
-        ask("rotate", 6, "values 45, base 15, widths 10, class tokens 15, odd grids 5, gradients 5, "
-            "precision 5", lambda draw, grid, C, d: (draw(2, 2, C + math.prod(grid), d), grid),
-            [(*clip, d) for clip in CLIPS for d in (12, 18, 16, 10, 6)],
-            lambda grid, C, d: of_clip(grid, C) | {"widths": d % 6 > 0}, (GRIDS[0], 1, 12),
-            base=[100.0, 7]),
-    ]),
+        ask("rotate", 6, "values 45, base 15, widths 10, class tokens 15, odd grids 5, "
+            "gradients 5, precision 5", crossed(
+                lambda draw, grid, C, d: (draw(2, 2, C + math.prod(grid), d), grid),
+                [(*clip, d) for clip in CLIPS for d in (12, 18, 16, 10, 6)],
+                lambda grid, C, d: of_clip(grid, C) | {"widths": d % 6 > 0}, (GRIDS[0], 1, 12),
+                base=[100.0, 7]))]),
     Question(9, "Trajectories", [
         ask("attend_per_frame", 3, "values 45, attention 15, odd grids 10, gradients 10, price 15, "
-            "precision 5",
-            lambda draw, I, T, S: (draw(2, 3, I, 8), draw(2, 3, T * S, 8), draw(2, 3, T * S, 8), T),
-            [(7, 4, 5), (20, 4, 5), (1, 3, 1), (5, 1, 6), (1, 1, 1)],
-            lambda I, T, S: {"odd grids": 1 in (I, T, S)}, (20, 4, 5), attention=attention),
+            "precision 5", crossed(
+                lambda draw, I, T, S: (*(draw(2, 3, n, 8) for n in (I, T * S, T * S)), T),
+                [(7, 4, 5), (20, 4, 5), (1, 3, 1), (5, 1, 6), (1, 1, 1)],
+                lambda *size: {"odd grids": 1 in size}, (20, 4, 5), attention=attention)),
         ask("own_frame", 2, "values 70, odd grids 15, gradients 15",
-            lambda draw, B, h, T, S, d: (draw(B, h, T * S, T, d),), PATHS,
-            lambda B, h, T, S, d: {"odd grids": 1 in (h, T, S)}),
+            crossed(lambda draw, B, h, T, S, d: (draw(B, h, T * S, T, d),), PATHS,
+                    lambda *size: {"odd grids": 1 in size[1:4]})),
         ask("attend_along_trajectories", 4, "values 50, layers 15, odd grids 10, gradients 15, "
-            "price 10", lambda draw, B, h, T, S, d, kind: (
-                draw(B, h, T * S, T, d), *(layer(draw, kind, n * h * d, h * d) for n in (1, 2))),
-            [(*x, kind) for x in PATHS for kind in KINDS],
-            lambda B, h, T, S, d, kind: {"layers": kind != "layer", "odd grids": 1 in (h, T, S)}),
-        ask("trajectory_attention", 3, "values 40, class tokens 20, first_stage 15, odd grids 5, "
-            "gradients 10, price 5, precision 5",
-            mechanism(lambda draw, B, h, d, grid: (hand("second stage", draw(d, d)),),
-                      first_stage=[hand("first stage")])),
-    ]),
+            "price 10", crossed(
+                lambda draw, B, h, T, S, d, kind: (
+                    draw(B, h, T * S, T, d),
+                    *(layer(draw, kind, n * h * d, h * d) for n in (1, 2))),
+                [(*x, kind) for x in PATHS for kind in KINDS],
+                lambda *x: {"layers": x[-1] != "layer", "odd grids": 1 in x[1:4]})),
+        ask("trajectory_attention", 3, "values 50, class tokens 25, odd grids 5, gradients 10, "
+            "price 5, precision 5", mechanism(lambda draw, B, h, d, grid: (
+                hand("first stage"), hand("second stage", draw(d, d)))))]),
     Question(10, "Measure", [
-        ask("window_costs", 2, "values 40, mechanism 60", given,
-            [((3, 2, 4), [0, 1, 2], 2, 6), ((6, 3, 2), [1, 4, 9], 3, 10)],
-            derivatives=False, mechanism=[hand("mechanism")]),
+        ask("window_costs", 2, "values 40, mechanism 60",
+            crossed(given, [((3, 2, 4), [0, 1, 2], 2, 6), ((6, 3, 2), [1, 4, 9], 3, 10)],
+                    mechanism=[hand("mechanism")])),
         ask("prototype_errors", 1, "values 60, choose 40",
-            lambda draw, N, grid: (*(draw(2, 3, N, 8) for _ in "qkv"), grid, [1, 4, 9]),
-            [(24, (2, 3, 4)), (13, (3, 2, 2))], derivatives=False, choose=[hand("choice")]),
-    ]),
+            crossed(lambda draw, N, *grid: (*(draw(2, 3, N, 8) for _ in "qkv"), grid, [1, 4, 9]),
+                    [(24, 2, 3, 4), (13, 3, 2, 2)], choose=[hand("choice")]))]),
 ]
 # fmt: on
 
 # What would answer a question elsewhere in the file, and is left out of the handout too.
 ANSWERS_ELSEWHERE = """summary_attention performer_per_frame orthoformer_per_frame nystrom_per_frame
-attend_along_trajectories_fast weights_along_trajectories 
-LinearAttention.attend_features""".split()
+attend_along_trajectories_fast weights_along_trajectories attend_features""".split()
 
 
 def chosen(words):
-    """The questions of words such as 3, 2-4 or attend; all without words."""
-    numbers = set()
-    for word in words:
-        first, _, last = word.partition("-")
-        if first.isdigit():
-            numbers |= set(range(int(first), int(last or first) + 1))
-        numbers |= {q.number for q in QUESTIONS for f in q.functions if f.name == word}
-    found = [q for q in QUESTIONS if q.number in numbers or not words]
-    assert found, f"no question of {' '.join(words)}: numbers, ranges or names of functions"
-    return found
+    """The questions of words such as 3 or 2-4; all without words."""
+    ranges = [word.partition("-") for word in words]
+    numbers = {n for first, _, last in ranges for n in range(int(first), int(last or first) + 1)}
+    return [q for q in QUESTIONS if q.number in numbers or not words]

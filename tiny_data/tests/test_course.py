@@ -1,8 +1,4 @@
-"""The proof that the course kit grades: right files in nine styles get full marks, known wrong answers
-and small mistakes by rule lose marks and are named, hostile files get nothing and end nothing.
-
-This is a sample; COURSE=whole pytest tiny_data/tests/test_course.py is all of it, half an hour.
-"""
+"""The proof that the course kit grades, a sample of it. COURSE=whole is all: half an hour."""
 
 import ast
 import json
@@ -17,12 +13,14 @@ import torch
 
 from tiny_data import mistakes as mutator
 from tiny_data.course import __main__ as course
-from tiny_data.course import calling, grading, handout, mistakes
+from tiny_data.course import grading, handout
 from tiny_data.course.questions import QUESTIONS
 
 WHOLE = os.environ.get("COURSE") == "whole"
 FUNCTIONS = [f for q in QUESTIONS for f in q.functions]
 BLANK, CODES = handout.student_file(QUESTIONS), {f.name: handout.code_of(f.name) for f in FUNCTIONS}
+NAMED = [(f, words) for f in FUNCTIONS for words in grading.known(f.name)]
+HELP, *CHEATS = (handout.HERE / "cheats.md").read_text("utf-8").split("\n## ")
 torch.set_num_threads(1)
 
 
@@ -31,37 +29,31 @@ def sample(items, some):
 
 
 def renamed(code):
-    """The same function with other parameters, but for one that it is handed over with."""
-    tree = ast.parse(code)
-    names = {x.arg: f"p{n}" for n, x in enumerate(tree.body[0].args.args) if x.arg != "causal"}
-    for x in ast.walk(tree):
-        for field in {"arg", "id"} & set(x._fields) if isinstance(x, (ast.arg, ast.Name)) else ():
-            setattr(x, field, names.get(getattr(x, field), getattr(x, field)))
-    return ast.unparse(tree)
+    for n, x in enumerate(ast.parse(code).body[0].args.args):
+        code = code if x.arg == "causal" else re.sub(rf"\b{x.arg}\b", f"p{n}", code)
+    return code
 
 
-def bound(way):
+def style(way):
     mine = [code.replace("def ", "def my_", 1) for code in CODES.values()]
     return "\n".join([BLANK, *mine, *(way.format(name) for name in CODES)])
 
 
 OBJECT = (
-    "class Any{0}(nn.Module):\n    def forward(self, *a, **o):\n        return my_{0}(*a, **o)\n"
+    "class {0}(nn.Module):\n    def forward(self, *a, **o): return my_{0}(*a, **o)\n{0} = {0}()"
 )
-METHODS = [re.sub("^", "    ", f"@staticmethod\n{code}", flags=re.M) for code in CODES.values()]
+METHOD = "class {0}:\n    f = staticmethod(my_{0})\n{0} = {0}.f"
 RIGHT = {
     "the file itself": handout.source(),
     "a helper called random.py": f"{BLANK}\nfrom random import *\n",
     "plain torch": "\n".join([BLANK, *CODES.values()]),
     "the functions alone": "\n".join(CODES.values()),
     "parameters renamed": "\n".join([BLANK, *map(renamed, CODES.values())]),
-    "other names": bound("{0} = my_{0}"),
-    "lambdas": bound("{0} = lambda *a, **o: my_{0}(*a, **o)"),
-    "objects": bound(OBJECT + "{0} = Any{0}()"),
-    "methods": "\n".join([BLANK, "class M:", *METHODS, *(f"{x} = M.{x}" for x in CODES)]),
+    "other names": style("{0} = my_{0}"),
+    "lambdas": style("{0} = lambda *a, **o: my_{0}(*a, **o)"),
+    "objects": style(OBJECT),
+    "methods": style(METHOD),
 }
-NAMED = [(f, words) for f in FUNCTIONS for words in mistakes.known(f.name)]
-HELP, *CHEATS = (handout.HERE / "cheats.md").read_text("utf-8").split("\n## ")
 
 
 def blocks(text):
@@ -69,39 +61,29 @@ def blocks(text):
     return [part.split("```")[0] for part in parts]
 
 
-def graded(folder, text, **beside):
-    """The result of a file and all that its report says."""
+def graded(folder, text, wanted=QUESTIONS, **beside):
     for name, other in {"student": text, **beside}.items():
         (folder / f"{name}.py").write_text(other, "utf-8")
-    result = grading.grade("x", folder / "student.py", QUESTIONS, seed=5)
-    failed = [words for _, every in result.questions for m in every for words in m.failed.values()]
-    return result, "\n".join([*result.notes, *failed])
+    result = grading.grade("x", folder / "student.py", wanted, seed=5)
+    failed = [words for marks in result.marks.values() for words in marks.failed.values()]
+    return result.points, "\n".join([*result.notes, *failed])
 
 
-def marks_of(function, text):
-    """Marks of one function with this text, among right ones."""
-    right, outcomes = grading.right_answers(function, 5), []
-    for case, expected in zip(handout.cases_of(function, 5), right):
-        signal.alarm(20)
-        try:
-            reply = calling.answer(mistakes.function_of(function.name, text), case.inputs())
-        except Exception as error:
-            reply = dict(error=str(error))
-        signal.alarm(0)
-        outcomes.append(grading.judge(case, reply, expected))
-    return grading.mark(function, outcomes)
+def marks_of(f, text):
+    cases, right = handout.cases_of(f, 5), grading.right_answers(f, 5)
+    replies = [grading.answer_of(f.name, text, case) for case in cases]
+    return grading.mark(f, list(map(grading.judge, cases, replies, right)))
 
 
-@pytest.mark.parametrize("style", sample(RIGHT, 9))
-def test_right_files_get_full_marks(style, tmp_path):
-    beside = {"random": RIGHT["plain torch"]} if "random" in style else {}
-    result, said = graded(tmp_path, RIGHT[style], **beside)
-    assert result.points == 70, said
+@pytest.mark.parametrize("name", sample(RIGHT, 9))
+def test_right_files_get_full_marks(name, tmp_path):
+    points, said = graded(tmp_path, RIGHT[name], random=RIGHT["plain torch"])
+    assert points == 70, said
 
 
 @pytest.mark.parametrize("f, words", sample(NAMED, 20), ids=lambda x: getattr(x, "name", x))
 def test_known_mistakes_lose_marks_and_are_named(f, words):
-    marks = marks_of(f, mistakes.known(f.name)[words])
+    marks = marks_of(f, grading.known(f.name)[words])
     assert words in " ".join(marks.failed.values()) and marks.points < f.points
 
 
@@ -110,12 +92,13 @@ def test_small_mistakes_by_rule_lose_marks(f):
     survived, source = [], handout.source()
     for mistake in mutator.sample(source, 1000 if WHOLE else 4, 1, f.name):
         node = mutator.definitions(mutator.with_mistake(source, mistake))[f.name]
-        child = os.fork()  # some mistakes end the process
+        child = os.fork()  # some mistakes end the process, or never end
         if child == 0:
+            signal.alarm(60)
             os._exit(bool(marks_of(f, ast.unparse(node)).failed))
         if os.waitpid(child, 0)[1] == 0:
             survived.append(mutator.lines(source, mistake)[2])
-    equal = "assert", "only checks", "cheaper"  # they refuse, or choose between equal results
+    equal = "assert", "only checks", "cheaper", "e-06"  # they refuse, or make no difference
     survived = [line for line in survived if not any(words in line for words in equal)]
     assert len(survived) <= (5 if WHOLE else 0), survived  # equal programs, to be read by a person
 
@@ -124,8 +107,9 @@ def test_small_mistakes_by_rule_lose_marks(f):
 def test_hostile_files_get_nothing_and_are_named(cheat, tmp_path):
     words, (code, *helper) = cheat.split("\n")[0].split(": ")[1], blocks(cheat)
     text = code if words == "SyntaxError" else "\n".join([BLANK, *blocks(HELP), code])
-    result, said = graded(tmp_path, text, **{"json": x for x in helper})
-    assert result.points <= 10.5 and words in said
+    wanted = QUESTIONS if WHOLE else QUESTIONS[:2]
+    points, said = graded(tmp_path, text, wanted, **{"json": x for x in helper})
+    assert points <= 0.15 * sum(q.points for q in wanted) and words in said
 
 
 def test_a_class_is_graded_whatever_ends(tmp_path):
@@ -156,9 +140,7 @@ def test_the_handout_has_holes_and_a_check_that_says_where_to_begin(tmp_path):
 
 def test_the_table_is_whole():
     for f in FUNCTIONS:
-        parts = {x for case in handout.cases_of(f, 5) for x in (*case.tags, "values")} | {
-            "gradients",
-            "price",
-        }
-        assert sum(f.parts.values()) == 100 and set(f.parts) <= parts
+        tags = {tag for case in handout.cases_of(f, 5) for tag in case.tags}
+        tags |= {"values", "gradients", "price"}
+        assert sum(f.parts.values()) == 100 and set(f.parts) <= tags
     assert sum(q.points for q in QUESTIONS) == 70 and "softmax" in handout.key(QUESTIONS)
