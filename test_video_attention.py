@@ -570,6 +570,15 @@ class TestWindow(Questions):
         for window in range(grid[0] + 1):
             same_gradients(*(partial(form, window=window) for form in (sliced, naive)), inputs)
 
+    def test_causal_frames_never_look_ahead(self):
+        """No gradient reaches the first frame from later ones; one more changes no earlier output."""
+        for f, more in ((va.window_attention, {"window": 9}), (va.time_attention, {})):
+            (q, k, v), call = [x.requires_grad_() for x in qkv()], partial(f, causal=True, **more)
+            out = call(q, k, v, GRID)
+            (gradient,) = torch.autograd.grad(out[:, :, :28].sum(), v, retain_graph=True)
+            assert gradient[:, :, :28].any() and not gradient[:, :, 28:].any()
+            same(out[:, :, :112], call(*(x[:, :, :112] for x in (q, k, v)), (4, 4, 7)))
+
     @pytest.mark.parametrize("kind", ["none", "clip", "frame"])
     def test_no_window_is_space_and_the_whole_clip_is_joint(self, kind):
         """Not with one class token per clip: its T copies are T keys."""
@@ -1471,12 +1480,12 @@ class TestRegistry:
             def mechanism(self, q, k, v, grid):
                 return v.roll(1, dims=2)
 
-        row = [va.step(va.window_attention, window=2, rotary=50), va.step(Rolled)]
+        row = [va.step(va.window_attention, window=2, rotary=50), va.step(Rolled, dropout=0.5)]
         monkeypatch.setitem(va.ATTENTION, "mine", row)
         model = tiny(["mine", "space"], position="rotary").double()
         window, rolled = model.blocks[0].steps
         assert (window.rotary, model.blocks[1].steps[0].rotary) == (50, 10_000)
-        assert type(rolled) is Rolled and rolled.rotary == 10_000
+        assert type(rolled) is Rolled and (rolled.rotary, rolled.dropout.p) == (10_000, 0.5)
         assert window.options == {"window": 2}
         assert model.forward_features(randn(*VIDEO)).shape == (2, 91, 24)
 
