@@ -438,14 +438,14 @@ def window_attention(q, k, v, grid, window=1, causal=False):
     T, C = grid[0], count_class_tokens(q, grid)
     q, k, v = (into_groups(x, grid, IN_FRAMES) for x in (q, k, v))  # each (B*T, h, c + S, d)
     q, k, v = (x.unflatten(0, (-1, T)) for x in (q, k, v))  # each (B, T, h, c + S, d)
-    out = []
+    found = []
     for t in range(T):
         near = slice(max(0, t - window), 1 + t if causal else 1 + t + window)
         near_k = rearrange(k[:, near], "B n h L d -> B h (n L) d")  # (B, h, n*(c + S), d)
         near_v = rearrange(v[:, near], "B n h L d -> B h (n L) d")  # (B, h, n*(c + S), d)
         # out_st = sum_{t' = t-w .. t+w} sum_s' softmax_{s' t'}(q_st . k_s't' / sqrt(d)) v_s't'
-        out.append(attend(q[:, t], near_k, near_v))  # (B, h, c + S, d)
-    out = torch.stack(out, dim=1).flatten(0, 1)  # (B*T, h, c + S, d)
+        found.append(attend(q[:, t], near_k, near_v))  # (B, h, c + S, d)
+    out = torch.stack(found, dim=1).flatten(0, 1)  # (B*T, h, c + S, d)
     return out_of_groups(out, grid, IN_FRAMES, C)  # (B, h, N, d)
 
 # ==== SUMMARY TOKENS: space attention with the mean of every frame among the keys =================
@@ -534,9 +534,9 @@ def in_float32(function):
     @functools.wraps(function)
     def raised(*args, **options):
         x, half = args[0], (torch.float16, torch.bfloat16)
-        args = [a.float() if torch.is_tensor(a) and a.dtype in half else a for a in args]
+        raised_args = [a.float() if torch.is_tensor(a) and a.dtype in half else a for a in args]
         with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
-            out = function(*args, **options)  # (...)
+            out = function(*raised_args, **options)  # (...)
         return out.to(x.dtype) if out.is_floating_point() else out  # as out
     return raised
 
@@ -1045,11 +1045,11 @@ def rotate(x, grid, base=10_000):
     assert side > 0 and d % 2 == 0, f"{d} channels a head, must be even and 6 or more"
     axes = (torch.arange(n, dtype=x.dtype, device=x.device) for n in grid)
     positions = torch.cartesian_prod(*axes)  # (T*S, 3), the t, y and x of every patch
-    angles = []
+    by_axis = []
     for axis, width in enumerate((d - 2 * side, side, side)):
         pair = torch.arange(0, width, 2, dtype=x.dtype, device=x.device)  # (width/2,), 2i
-        angles.append(positions[:, axis, None] / base ** (pair / width))
-    angles = F.pad(torch.cat(angles, dim=1), (0, 0, C, 0))  # (N, d/2), 0 for class tokens
+        by_axis.append(positions[:, axis, None] / base ** (pair / width))
+    angles = F.pad(torch.cat(by_axis, dim=1), (0, 0, C, 0))  # (N, d/2), 0 for class tokens
     cos, sin = angles.cos(), angles.sin()  # each (N, d/2)
     a, b = x[..., 0::2], x[..., 1::2]  # each (B, h, N, d/2), the two channels of every pair
     # (a, b) -> (a cos - b sin, a sin + b cos)
