@@ -827,18 +827,20 @@ def attend_along_trajectories_fast(y, proj_q, proj_kv):
     """
     h, d = y.shape[1], y.shape[4]
     W_k, W_v = rearrange(proj_kv.weight, "(n h d) D -> n h d D", n=2, h=h)  # each (h, d, D)
-    q = proj_q(own_frame(y)).unflatten(2, (h, d))  # (B, T*S, h, d)
-    q = torch.einsum("BNhd,hdD->BNhD", q / math.sqrt(d), W_k)  # (B, T*S, h, D), W_k^T q~
+    q = proj_q(own_frame(y)).unflatten(2, (h, d)) / math.sqrt(d)  # (B, T*S, h, d)
     y = rearrange(y, "B h N T d -> B N T (h d)")  # (B, T*S, T, D)
-    weights = weights_along_trajectories(q, y)  # (B, T*S, h, T), a_t
-    mean = weights @ y  # (B, T*S, h, D), sum_t a_t y~_t
+    found = []
+    for q_n, y_n in zip(q.chunk(2, dim=1), y.chunk(2, dim=1)):  # half of the patches at a time
+        q_n = torch.einsum("BLhd,hdD->BLhD", q_n, W_k)  # (B, L, h, D), W_k^T q~
+        mean = weights_along_trajectories(q_n, y_n) @ y_n  # (B, L, h, D), sum_t a_t y~_t
+        found.append(torch.einsum("BLhD,hdD->BhLd", mean, W_v))
     b_v = proj_kv.bias.view(2, h, 1, d)[1]  # (h, 1, d)
-    return torch.einsum("BNhD,hdD->BhNd", mean, W_v) + b_v  # (B, h, T*S, d)
+    return torch.cat(found, dim=2) + b_v  # (B, h, T*S, d)
 
 @in_float32
 def weights_along_trajectories(q, y):
-    """softmax_t(q . y_t); q (B, T*S, h, D) is divided by sqrt(d) already, y (B, T*S, T, D)."""
-    return (q @ y.transpose(-1, -2)).softmax(dim=-1)  # (B, T*S, h, T)
+    """softmax_t(q . y_t); q (B, L, h, D) is divided by sqrt(d) already, y (B, L, T, D)."""
+    return (q @ y.transpose(-1, -2)).softmax(dim=-1)  # (B, L, h, T)
 
 def trajectory_attention(q, k, v, grid, first_stage, second_stage):
     """Find each patch's trajectory, one token in each frame, then attend along it. A patch whose
