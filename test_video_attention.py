@@ -89,7 +89,9 @@ def qkv(grid=GRID, C=0, heads=h):
 
 
 def class_tokens_of(kind, grid):
-    return {"none": 0, "clip": 1, "frame": grid[0]}[kind]
+    """C; a class token and two registers where they fill no row."""
+    registers = 3 if grid[0] * min(grid[1:]) > 3 else 0
+    return {"none": 0, "clip": 1, "frame": grid[0], "registers": registers}[kind]
 
 
 def patches_of(grid):
@@ -182,7 +184,7 @@ every_scheme = pytest.mark.parametrize("name", SCHEMES)
 def tiny(attention, **options):
     """A model that takes VIDEO, in eval, with few prototypes, landmarks and features."""
     sizes = {"num_frames": 6, "image_size": (24, 40), "patch_size": 8, "dim": 24, "depth": 2}
-    sizes |= {"num_classes": 5, "heads": 4}
+    sizes |= {"num_classes": 5, "heads": 4, "position": "separate"}
     with mock.patch.dict(vars(va).get("ATTENTION", {}), SCHEMES):
         return va.VideoTransformer(attention, **sizes | options).eval()
 
@@ -222,7 +224,7 @@ class Questions:
     module = None  # its own class of Attention, if it has one
     options, built = {}, {}  # of the mechanism, and of its module alone
     reach = ({},)  # more options of the module, each of which must reach the mechanism
-    class_tokens = ("none", "clip", "frame")  # with which it is asked
+    class_tokens = ("none", "clip", "frame", "registers")  # with which it is asked
     heads = h
     cost, cost_grids = "Cost", [(2, 4, 6), (6, 8, 10), (4, 2, 14)]
     sizes = {}  # what the formula of its cost names beside the grid
@@ -272,7 +274,7 @@ class Questions:
         for grid, kind in product(self.cost_grids if self.cost else [], self.class_tokens):
             text, C = formula(type(self).mechanism, self.cost), class_tokens_of(kind, grid)
             (T, H, W), D = grid, self.heads * d
-            sizes = {"T": T, "H": H, "W": W, "S": H * W, "C": C, "c": min(C, 1)}
+            sizes = {"T": T, "H": H, "W": W, "S": H * W, "C": C, "c": 1 if C == T else C}
             sizes |= {"D": D, "h": self.heads, "d": d} | self.sizes
             q, k, v = on_meta(*[(1, self.heads, C + T * H * W, d)] * 3)
             macs, stated = counted(lambda: self.call(q, k, v, grid)), evaluated(text, **sizes)
@@ -344,7 +346,7 @@ class InGroups(Questions):
         lists = [[] for _ in range(q.shape[2])]
         for patches in members.values():
             frames = {t for t, n in patches}
-            tokens = [c for c in range(C) if C == 1 or c in frames]
+            tokens = [c for c in range(C) if C != grid[0] or c in frames]
             tokens += [n for t, n in patches]
             for i in tokens:
                 lists[i].append(tokens)
@@ -470,14 +472,14 @@ class TestLocal(InGroups):
 class TestGlobal(InGroups):
     """Patches whose t, y and x are alike odd or even attend to each other."""
 
-    mechanism, class_tokens = va.global_attention, ("none", "clip")
+    mechanism, class_tokens = va.global_attention, ("none", "clip", "registers")
     group = lambda self, grid, t, y, x: (t % 2, y % 2, x % 2)
 
 
 class TestShiftedWindows(InGroups):
     """Video Swin: windows of 2 x 2 x 3, cut displaced by 1 x 1 x 1; at the border smaller."""
 
-    mechanism, class_tokens = va.shifted_window_attention, ("none", "clip")
+    mechanism, class_tokens = va.shifted_window_attention, ("none", "clip", "registers")
     options, cost = {"size": (2, 2, 3), "displaced": True}, None
     reach = ({"displaced": False}, {"size": (3, 1, 2)}, {"size": (4, 2, 2)}, {"size": (9, 9, 9)})
 
@@ -527,7 +529,7 @@ class TestShiftedWindows(InGroups):
 def tokens_of_frames(grid, C):
     """For every frame the numbers of its class token, or of the clip's, and of its patches."""
     T, S = grid[0], grid[1] * grid[2]
-    own = [[] if C == 0 else [0] if C == 1 else [t] for t in range(T)]
+    own = [[t] if C == T else [*range(C)] for t in range(T)]
     return [[*own[t], *range(C + t * S, C + (t + 1) * S)] for t in range(T)]
 
 
@@ -617,7 +619,7 @@ class TestMixing(Questions):
         frames, lists = tokens_of_frames(grid, C), {i: [] for i in range(q.shape[2])}
         kv = [torch.stack([x[:, :, own] for own in frames], dim=2) for x in (k, v)]
         mixed = [mixed_by_hand(x, window, moved) for x in kv]
-        means = [x[:, :, :, min(C, 1) :].mean(3) for x in kv]
+        means = [x[:, :, :, 1 if C == grid[0] else C :].mean(3) for x in kv]
         for t, own in enumerate(frames):
             keys = [torch.cat([x[:, :, t], m], 2) if summary else x[:, :, t]
                     for x, m in zip(mixed, means)]  # fmt: skip
@@ -1599,7 +1601,7 @@ def model(*video, attention="joint", **options):
 REFUSED = [
     ("model(heads=5)", AssertionError, "dim=24.*heads=5"),
     ("model(attention='factorised_heads', heads=3)", AssertionError, "h=3"),
-    ("put(va.joint_attention, C=2)", AssertionError, "142 tokens.*5, 4, 7"),
+    ("put(va.joint_attention, C=20)", AssertionError, "160 tokens.*5, 4, 7"),
     ("called('time_attention', causal=True, class_key=True)", AssertionError, "causal"),
     ("called('time_attention', causal=True, attention=lambda q, k, v: v)", TypeError, "causal"),
     ("called('window_attention', window=-1)", AssertionError, "-1"),

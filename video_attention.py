@@ -10,8 +10,8 @@ NOTATION    for code, shapes, equations and costs
     H   rows of the patch grid                  d   width of a head, d = D / h
     W   columns of the patch grid               e   width of a value, d unless said
     S   patches in a frame, S = H * W           P   prototypes or landmarks
-    C   class tokens: 0, 1, or T (one a frame)  M   random features
-    c   class tokens in a frame, min(C, 1)      I, J   queries and keys of one attention
+    C   class tokens, T is one a frame          M   random features
+    c   class tokens in a group (C = T: one)    I, J   queries and keys of one attention
     N   tokens in all, N = C + T * S            L   patches of a group;  n   how many there are
 
     A video is (B, channels, frames, height, width). Tokens are (B, C + T*S, D): class tokens first,
@@ -81,10 +81,12 @@ def attention_weights(q, k):
     return scores.softmax(dim=-1)  # (..., I, J)
 
 def count_class_tokens(x, grid):
-    """C, the class tokens (0, 1, or T, one a frame) before the patches of x (..., N, d or D), which
-    lie frame by frame and row by row."""
-    C = x.shape[-2] - math.prod(grid)
-    assert C in (0, 1, grid[0]), f"{x.shape[-2]} tokens do not fit the grid (T, H, W) = {grid}"
+    """C, the class tokens before the patches of x (..., N, d or D), which lie frame by frame and
+    row by row: one a frame (T), or as many of the whole clip, with registers, as fill no row."""
+    T, H, W = grid
+    C = x.shape[-2] - T * H * W
+    fits = C == T or 0 <= C < T * min(H, W)
+    assert fits, f"{x.shape[-2]} tokens do not fit the grid (T, H, W) = {grid}"
     return C
 
 # ==== MODULE: a mechanism between its projections =================================================
@@ -165,31 +167,29 @@ def attend_in_groups(q, k, v, grid, pattern, attention=attend):
     return out_of_groups(attention(q, k, v), grid, pattern, C)  # (B, h, N, d)
 
 def into_groups(x, grid, pattern):
-    """Tokens (B, h, C + T*S, d) -> (B*T*n, h, c + L, d), n groups a frame, class token first: a
-    clip's is copied into every group, a frame's into the groups of that frame."""
+    """Tokens (B, h, C + T*S, d) -> (B*T*n, h, c + L, d), n groups a frame, class tokens first: a
+    clip's are copied into every group, a frame's into the groups of that frame."""
     T, H, W = grid
     C = count_class_tokens(x, grid)
-    patches = x[:, :, C:]  # (B, h, T*S, d)
+    own, patches = x[:, :, :C], x[:, :, C:]  # (B, h, C, d) and (B, h, T*S, d)
     patches = rearrange(patches, f"B h (T H W) d -> {pattern}", T=T, H=H, W=W)  # (B*T*n, h, L, d)
-    if C == 0:
-        return patches
     n = H * W // patches.shape[2]
-    class_token = x[:, :, :C].expand(-1, -1, T, -1)  # (B, h, T, d), C = 1 copied, C = T as it is
-    class_token = repeat(class_token, "B h T d -> (B T n) h 1 d", n=n)  # (B*T*n, h, 1, d)
-    return torch.cat([class_token, patches], dim=2)  # (B*T*n, h, 1 + L, d)
+    if C == T:
+        own = repeat(own, "B h T d -> (B T n) h 1 d", n=n)  # (B*T*n, h, c, d)
+    else:
+        own = repeat(own, "B h c d -> (B T n) h c d", T=T, n=n)  # (B*T*n, h, c, d)
+    return torch.cat([own, patches], dim=2)  # (B*T*n, h, c + L, d)
 
 def out_of_groups(x, grid, pattern, C):
     """The reverse, -> (B, h, C + T*S, d); the copies of a class token are averaged."""
     T, H, W = grid
-    patches = x[:, :, min(C, 1) :]  # (B*T*n, h, L, d)
+    c = 1 if C == T else C
+    own, patches = x[:, :, :c], x[:, :, c:]  # (B*T*n, h, c, d) and (B*T*n, h, L, d)
     n = H * W // patches.shape[2]
     patches = rearrange(patches, f"{pattern} -> B h (T H W) d", T=T, H=H, W=W)  # (B, h, T*S, d)
-    if C == 0:
-        return patches
-    class_token = reduce(x[:, :, :1], "(B T n) h 1 d -> B h T d", "mean", T=T, n=n)  # (B, h, T, d)
-    if C == 1:
-        class_token = class_token.mean(dim=2, keepdim=True)  # (B, h, 1, d)
-    return torch.cat([class_token, patches], dim=2)  # (B, h, N, d)
+    copies = "(B T n) h c d -> B h (T c) d" if C == T else "(B T n) h c d -> B h c d"
+    own = reduce(own, copies, "mean", T=T, n=n)  # (B, h, C, d)
+    return torch.cat([own, patches], dim=2)  # (B, h, N, d)
 
 # ==== SPACE: every patch attends to its own frame =================================================
 def space_attention(q, k, v, grid, attention=attend):
@@ -450,10 +450,22 @@ def window_attention(q, k, v, grid, window=1, causal=False):
 
 # ==== SUMMARY TOKENS: space attention with the mean of every frame among the keys =================
 def frame_means(x, T, C):
-    """The means of all T frames' patches, given to each: (B*T, h, c + S, d) -> (B*T, h, T, d). The
-    mean of the keys is the key of the mean patch, as the projection is linear (not with rotary)."""
-    means = reduce(x[:, :, min(C, 1) :], "(B T) h S d -> B h T d", "mean", T=T)  # (B, h, T, d)
-    return means.repeat_interleave(T, dim=0)  # (B*T, h, T, d)
+    """The means of each frame's patches, (B*T, h, c + S, d) -> (B, h, T, d). The mean of the keys
+    is the key of the mean patch, as the projection is linear (not with rotary)."""
+    c = 1 if C == T else C
+    return reduce(x[:, :, c:], "(B T) h S d -> B h T d", "mean", T=T)  # (B, h, T, d)
+
+def attend_with_means(q, k, v, k_means, v_means, T):
+    """Space attention on q, k, v (B*T, h, L, d); the means of all frames, each (B, h, T, d), join
+    the keys and values of every frame. 32 frames at a time, as each needs a copy of all means."""
+    found = []
+    for some in zip(*(x.unflatten(0, (-1, T)).split(32, dim=1) for x in (q, k, v))):
+        n = some[0].shape[1]
+        q_n, k_n, v_n = (x.flatten(0, 1) for x in some)  # each (B*n, h, L, d)
+        k_n = torch.cat([k_n, k_means.repeat_interleave(n, dim=0)], dim=2)  # (B*n, h, L + T, d)
+        v_n = torch.cat([v_n, v_means.repeat_interleave(n, dim=0)], dim=2)  # (B*n, h, L + T, d)
+        found.append(attend(q_n, k_n, v_n).unflatten(0, (-1, n)))  # (B, n, h, L, d)
+    return torch.cat(found, dim=1).flatten(0, 1)  # (B*T, h, L, d)
 
 def summary_attention(q, k, v, grid):
     """Space attention; the means of all frames join the keys and values of every frame. So a patch
@@ -469,14 +481,15 @@ def summary_attention(q, k, v, grid):
     Source      https://arxiv.org/abs/2106.05968 section 3.3, X-ViT
     Differs     No code was released. The paper's summary may be any function of a frame, and taken
                 before the norm. The paper counts T*S scores for means; T*S queries have T each.
-    Copy with   attend, count_class_tokens, IN_FRAMES, into_groups, out_of_groups, frame_means
+    Copy with   attend, count_class_tokens, IN_FRAMES, into_groups, out_of_groups, frame_means,
+                attend_with_means
     """
     T, C = grid[0], count_class_tokens(q, grid)
     q, k, v = (into_groups(x, grid, IN_FRAMES) for x in (q, k, v))  # each (B*T, h, c + S, d)
-    k = torch.cat([k, frame_means(k, T, C)], dim=2)  # (B*T, h, c + S + T, d)
-    v = torch.cat([v, frame_means(v, T, C)], dim=2)  # (B*T, h, c + S + T, d)
+    k_means, v_means = frame_means(k, T, C), frame_means(v, T, C)  # each (B, h, T, d)
     # out_st = sum_j softmax_j(q_st . k_j / sqrt(d)) v_j,   j: all s' of frame t, and all T means
-    return out_of_groups(attend(q, k, v), grid, IN_FRAMES, C)  # (B, h, N, d)
+    out = attend_with_means(q, k, v, k_means, v_means, T)  # (B*T, h, c + S, d)
+    return out_of_groups(out, grid, IN_FRAMES, C)  # (B, h, N, d)
 
 # ==== SPACE-TIME MIXING: keys put together from channels of several frames ========================
 def mix_frames(x, T, window=1, moved=0.5):
@@ -514,17 +527,18 @@ def mixing_attention(q, k, v, grid, window=1, moved=0.5, summary=False):
     Differs     Channels stand in another order than in eq. 9. The released models mix the joined
                 channels of all heads, so that some heads move whole and others not at all.
     Copy with   attend, count_class_tokens, IN_FRAMES, into_groups, out_of_groups, mix_frames,
-                frame_means
+                frame_means, attend_with_means
     """
     T, C = grid[0], count_class_tokens(q, grid)
     q, k, v = (into_groups(x, grid, IN_FRAMES) for x in (q, k, v))  # each (B*T, h, c + S, d)
     k_mixed = mix_frames(k, T, window, moved)  # (B*T, h, c + S, d)
     v_mixed = mix_frames(v, T, window, moved)  # (B*T, h, c + S, d)
-    if summary:
-        k_mixed = torch.cat([k_mixed, frame_means(k, T, C)], dim=2)  # (B*T, h, c + S + T, d)
-        v_mixed = torch.cat([v_mixed, frame_means(v, T, C)], dim=2)  # (B*T, h, c + S + T, d)
     # out_st = sum_s' softmax_s'(q_st . k~_s't / sqrt(d)) v~_s't
-    out = attend(q, k_mixed, v_mixed)  # (B*T, h, c + S, d)
+    if summary:
+        k_means, v_means = frame_means(k, T, C), frame_means(v, T, C)  # each (B, h, T, d)
+        out = attend_with_means(q, k_mixed, v_mixed, k_means, v_means, T)  # (B*T, h, c + S, d)
+    else:
+        out = attend(q, k_mixed, v_mixed)  # (B*T, h, c + S, d)
     return out_of_groups(out, grid, IN_FRAMES, C)  # (B, h, N, d)
 
 # ==== HALF PRECISION: what the functions below do about it ========================================
@@ -842,7 +856,7 @@ def weights_along_trajectories(q, y):
     """softmax_t(q . y_t); q (B, L, h, D) is divided by sqrt(d) already, y (B, L, T, D)."""
     return (q @ y.transpose(-1, -2)).softmax(dim=-1)  # (B, L, h, T)
 
-def trajectory_attention(q, k, v, grid, first_stage, second_stage):
+def trajectory_attention(q, k, v, grid, first_stage, second_stage, at_once=None):
     """Find each patch's trajectory, one token in each frame, then attend along it. A patch whose
     object is in one place in each frame attends to this path:
 
@@ -853,7 +867,8 @@ def trajectory_attention(q, k, v, grid, first_stage, second_stage):
         ......  ......  ......  .....#
 
     first_stage(q, k, v, T) -> (B, h, T*S, T, d) is attend_per_frame or an approximation of it, and
-    second_stage(y) -> (B, h, T*S, d) is attend_along_trajectories with its two layers.
+    second_stage(y) -> (B, h, T*S, d) is attend_along_trajectories with its two layers. `at_once`
+    positions of all frames at a time save memory; approximations need all queries, that is None.
 
     Class token Attends to all tokens and skips the second stage. No patch attends to it.
     Cost        2*(T*S)**2*D + 2*C*(C + T*S)*D + T*S*D**2 + 2*T*S*T*D**2 + 2*T*S*T*D
@@ -864,16 +879,22 @@ def trajectory_attention(q, k, v, grid, first_stage, second_stage):
                 memory where softmax weights are stored; with fused kernels they need more.
     Copy with   attend, count_class_tokens, attend_per_frame, own_frame, attend_along_trajectories
     """
-    C = count_class_tokens(q, grid)
+    T, S, C = grid[0], grid[1] * grid[2], count_class_tokens(q, grid)
     class_token = attend(q[:, :, :C], k, v)  # (B, h, C, d)
-    y = first_stage(q[:, :, C:], k[:, :, C:], v[:, :, C:], grid[0])  # (B, h, T*S, T, d)
-    return torch.cat([class_token, second_stage(y)], dim=2)  # (B, h, N, d)
+    q, k, v = (x[:, :, C:] for x in (q, k, v))  # each (B, h, T*S, d)
+    found = []
+    for q_n in q.unflatten(2, (T, -1)).split(at_once or S, dim=3):  # (B, h, T, n, d)
+        y = first_stage(q_n.flatten(2, 3), k, v, T)  # (B, h, T*n, T, d)
+        found.append(second_stage(y).unflatten(2, (T, -1)))  # (B, h, T, n, d)
+    out = torch.cat(found, dim=3).flatten(2, 3)  # (B, h, T*S, d)
+    return torch.cat([class_token, out], dim=2)  # (B, h, N, d)
 
 class TrajectoryAttention(Attention):
     """trajectory_attention with the two layers of its second stage."""
-    def __init__(self, dim, heads, first_stage=attend_per_frame, **shared):
+    def __init__(self, dim, heads, first_stage=attend_per_frame, at_once=None, **shared):
         super().__init__(dim, heads, **shared)
-        self.find = first_stage
+        assert at_once is None or first_stage is attend_per_frame, "an approximation takes all"
+        self.find, self.at_once = first_stage, at_once
         self.proj_q = nn.Linear(dim, dim)
         self.proj_kv = nn.Linear(dim, 2 * dim)
 
@@ -887,7 +908,7 @@ class TrajectoryAttention(Attention):
 
     def mechanism(self, q, k, v, grid):
         stages = self.first_stage, self.second_stage
-        return trajectory_attention(q, k, v, grid, *stages)  # (B, h, N, d)
+        return trajectory_attention(q, k, v, grid, *stages, self.at_once)  # (B, h, N, d)
 
 def is_plain(layer):
     """Whether a layer is x W^T + b and nothing else: no adapter, no quantised weight, no hook."""
@@ -1089,7 +1110,7 @@ ATTENTION = {
     "mixing": [step(mixing_attention)],
     "summary": [step(summary_attention)],
     "mixing_summary": [step(mixing_attention, summary=True)],
-    "trajectory": [step(TrajectoryAttention)],
+    "trajectory": [step(TrajectoryAttention, at_once=49)],
     "trajectory_orthoformer": [step(OrthoformerTrajectoryAttention)],
     "trajectory_nystrom": [step(TrajectoryAttention, first_stage=nystrom_per_frame)],
     "trajectory_performer": [step(PerformerTrajectoryAttention)],
@@ -1137,6 +1158,9 @@ class PatchEmbedding(nn.Module):
         return tuple((n + 2 * pad - length) // by + 1 for n, length, by, pad in axes)
 
     def forward(self, video):
+        channels = self.proj.in_channels
+        assert video.shape[1] == channels, f"{video.shape[1]} channels: video.transpose(1, 2)?"
+        assert video.is_floating_point(), "uint8: tiny_data.pretrained.clips.views makes a video"
         grid = self.grid(video.shape[2:])
         x = rearrange(self.proj(video), "B D T H W -> B (T H W) D")  # (B, T*S, D)
         return self.norm(x), grid  # (B, T*S, D) and its grid
@@ -1282,11 +1306,13 @@ class Head(nn.Module):
     def __init__(self, dim, num_classes, mlp=None, hidden=None, dropout=0.0, temporal=None):
         super().__init__()
         assert mlp or not hidden, f"head_hidden={hidden} needs a head_mlp"
-        first, last = nn.Linear(dim, hidden or dim), nn.Linear(hidden or dim, num_classes)
+        first = nn.Linear(dim, hidden or dim)
         layers = {None: [], "tanh": [first, nn.Tanh()],
                   "gelu": [nn.LayerNorm(dim), first, nn.GELU(), nn.Dropout(dropout)]}
         self.temporal, self.norm = temporal, nn.Identity()  # see norm_after_pool
-        self.classify = nn.Sequential(*layers[mlp], last)
+        self.classify = nn.Identity()
+        if num_classes > 0:
+            self.classify = nn.Sequential(*layers[mlp], nn.Linear(hidden or dim, num_classes))
 
     def forward(self, x):
         if self.temporal is not None:
@@ -1299,13 +1325,16 @@ class VideoTransformer(nn.Module):
 
     model(video) with video (B, channels, frames, height, width) -> logits (B, num_classes)
     model.forward_features(video) -> tokens (B, C + T*S, D), normed unless norm_after_pool
-    model.head = nn.Identity() -> pooled features (B, D), for a temporal head (B, T, D)
+    model.feature_maps(video) -> patches (B, T, H, W, D) and class tokens (B, C, D)
+    model with num_classes=0, or with model.head = nn.Identity() -> pooled features (B, D)
     VideoTransformer(**model.config) -> a new model of the same form; config is JSON
 
     attention   a name in ATTENTION, or a list of names, one for each block
     num_frames  frames of a video, and image_size its height and width, for position embeddings
     patch_size  an int, (rows, columns) or (frames, rows, columns); patch_stride makes them overlap
-    position    a kind of PositionEmbedding
+    position    a kind of PositionEmbedding. From scratch "rotary" learns and tables may not start;
+                image weights and all released ones come with tables
+    registers   learned tokens of the clip, after its class token (DINOv2 has four)
     class_token "clip", "frame" or "none"; left out, by CLASS_TOKEN if the blocks agree, or "clip"
     head        "class" (class tokens, averaged), "mean" (patches, averaged), "temporal" (head_depth
                 more layers over the frames' class tokens or means) or "encoder" (the same as a
@@ -1318,10 +1347,10 @@ class VideoTransformer(nn.Module):
     checkpoint  in training keep only what enters a block and compute the rest again for gradients
     """
     def __init__(self, attention="divided", num_classes=400, num_frames=8, image_size=224,
-                 patch_size=16, dim=768, depth=12, heads=12, mlp_ratio=4.0, position="separate",
+                 patch_size=16, dim=768, depth=12, heads=12, mlp_ratio=4.0, position="rotary",
                  class_token=None, head=None, head_mlp=None, head_hidden=None, head_depth=1,
                  dropout=0.0, drop_path=0.0, patch_stride=None, depthwise=False, gelu="none",
-                 norm_after_pool=False, channels=3, checkpoint=False):
+                 norm_after_pool=False, registers=0, channels=3, checkpoint=False):
         # The first line, as it takes the arguments as they are given.
         config = {name: x for name, x in locals().items() if name not in ("self", "__class__")}
         super().__init__()
@@ -1340,6 +1369,9 @@ class VideoTransformer(nn.Module):
         self.position = PositionEmbedding(position, grid, dim, class_token)
         token = nn.Parameter(0.02 * torch.randn(1, 1, dim))  # (1, 1, D)
         self.class_token = None if class_token == "none" else token
+        assert registers == 0 or class_token != "frame", "registers are tokens of the whole clip"
+        token = nn.Parameter(0.02 * torch.randn(1, registers, dim))  # (1, registers, D)
+        self.registers = token if registers > 0 else None
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList()
         shared = {"dropout": dropout, "rotary": 10_000 if position == "rotary" else None}
@@ -1375,6 +1407,12 @@ class VideoTransformer(nn.Module):
             C = grid[0] if self.position.per_frame else 1
             x = torch.cat([self.class_token.expand(x.shape[0], C, -1), x], dim=1)  # (B, N, D)
         x = self.dropout(self.position(x, grid))  # (B, N, D)
+        if self.registers is not None:
+            own, patches = x.tensor_split([x.shape[1] - math.prod(grid)], dim=1)  # (B, ..., D)
+            registers = self.registers.expand(x.shape[0], -1, -1)  # (B, registers, D)
+            own = torch.cat([own, registers], dim=1)  # (B, C, D)
+            assert own.shape[1] != grid[0], f"{grid[0]} class tokens would be one a frame"
+            x = torch.cat([own, patches], dim=1)  # (B, N, D)
         for block in self.blocks:
             if self.checkpoint and self.training:
                 x = checkpoint(block, x, grid, use_reentrant=False)  # (B, N, D)
@@ -1382,11 +1420,17 @@ class VideoTransformer(nn.Module):
                 x = block(x, grid)  # (B, N, D)
         return self.norm(x)  # (B, N, D)
 
+    def feature_maps(self, video):
+        """The tokens apart: patches (B, T, H, W, D), and class tokens, then registers (B, C, D)."""
+        x, grid = self.forward_features(video), self.patches.grid(video.shape[2:])  # (B, N, D)
+        C = count_class_tokens(x, grid)
+        return x[:, C:].unflatten(1, grid), x[:, :C]  # (B, T, H, W, D) and (B, C, D)
+
     def pooled(self, x, grid):
         """Tokens (B, C + T*S, D) -> (B, D), or (B, T, D) for a temporal head."""
         C = count_class_tokens(x, grid)
         if self.head_kind == "class":
-            return x[:, :C].mean(dim=1)  # (B, D)
+            return x[:, : C - self.config["registers"]].mean(dim=1)  # (B, D)
         if self.head_kind == "mean":
             return x[:, C:].mean(dim=1)  # (B, D)
         if self.position.per_frame:

@@ -53,7 +53,7 @@ def moving_objects(batch, seed=0, camera=False, labels=None, **options):
     labels      (B,) 0 or 1 fixes the labels and leaves all else as drawn: with labels=1 - label
                 every clip is played backwards, bit for bit, whatever the options
     size        pixels, an int or (rows, columns), even numbers
-    frames      T
+    frames      T; with 1 nothing tells the direction
     speed       pixels a frame, relative to the background
     background  False makes it one colour, the mean of all backgrounds; objects stay as they were
     decoys      so many other objects, each at a new position drawn uniformly in every frame
@@ -61,6 +61,7 @@ def moving_objects(batch, seed=0, camera=False, labels=None, **options):
                 behind it
     crossing    a second object moves the other way in the same rows; the one that the label is
                 about carries a white border in one frame, drawn uniformly
+    appearance  the label is the object's shape, a square or a cross; it moves either way
     """
     video, label, path = make(batch, seed, camera, labels, **options)
     video = torch.from_numpy(video.astype(np.float32)) / 127.5 - 1
@@ -69,18 +70,23 @@ def moving_objects(batch, seed=0, camera=False, labels=None, **options):
 
 def make(
     batch, seed=0, camera=False, labels=None, *, size=SIZE, frames=FRAMES, speed=SPEED,
-    background=True, decoys=0, occluder=0, crossing=False,
+    background=True, decoys=0, occluder=0, crossing=False, appearance=False,
 ):  # fmt: skip
     """The same clips in numpy: video (B, 3, T, H, W) uint8, label (B,), path (B, T, 2)."""
     H, W = (size, size) if isinstance(size, int) else size
     assert H % BLOCK == W % BLOCK == 0 and min(H, W) >= OBJECT, f"size {(H, W)}: even, {OBJECT} up"
-    assert frames >= 2 and frames % 1 == 0, f"frames={frames}: one shows no direction, 2 or more"
+    assert frames >= 1 and frames % 1 == 0, f"frames={frames}"
     assert 1 <= speed < W // 2, f"speed={speed}: 1 to {W // 2 - 1} pixels a frame on {W} columns"
     assert 0 <= occluder < W, f"occluder={occluder} of {W} columns"
     rng = np.random.default_rng(seed)
     label = rng.integers(len(CLASSES), size=batch)
+    if labels is not None:
+        label = np.asarray(labels)
+        assert label.shape == (batch,) and np.isin(label, (0, 1)).all(), "labels: one 0 or 1 a clip"
     scene = texture(rng, (batch, H, W), DIM)  # (B, H, W, 3)
-    thing = new_object(rng, batch, H, W)
+    mask, look = new_object(rng, batch, H, W)
+    if appearance:
+        mask = shapes(H, W)[3 * label]
     steps = speed * np.arange(frames)[:, None] * np.array([0, 1])  # (T, 2)
     place = new_places(rng, batch, 1, H, W) + steps  # (B, T, 2)
     view = camera_walk(rng, batch, frames) if camera else np.zeros_like(place)  # (B, T, 2)
@@ -93,16 +99,15 @@ def make(
         sideways = new_places(rng, batch, 1, H, W) * np.array([0, 1])
         other = new_object(rng, batch, H, W)
         video = pasted(video, *other, place + sideways - 2 * steps - view)
-    video = pasted(video, *thing, place - view)
+    video = pasted(video, mask, look, place - view)
     if crossing:
         video = with_mark(video, rng, place - view)
     if occluder:
         video = with_bar(video, rng, occluder)
     path = ((place - view + (OBJECT - 1) / 2) % (H, W)).astype(np.float32)  # (B, T, 2)
-    if labels is not None:
-        label = np.asarray(labels)
-        assert label.shape == (batch,) and np.isin(label, (0, 1)).all(), "labels: one 0 or 1 a clip"
     left = label == CLASSES.index("left")
+    if appearance:
+        left = rng.integers(2, size=batch) == 1
     video[left], path[left] = video[left, ::-1], path[left, ::-1]  # played backwards
     return np.ascontiguousarray(video.transpose(0, 4, 1, 2, 3)), label, path
 

@@ -2,24 +2,23 @@
 
     python -m tiny_data.study                       train what study.json lacks; stop it at any time
     python -m tiny_data.study --plan                what is done and what is missing
-    python -m tiny_data.study --only speed tries --device cuda --workers 8
+    python -m tiny_data.study --only main --device cuda --workers 8
 
 A job is one model: a section, a name, a seed, and the tasks that it is trained on. Where there are
 several, each of the later ones goes on from what the first has learned. Each finished job is
 written at once; a second call goes on where the first stopped.
 
 THE RECIPE  is the same for every model and was not searched for any: one block of width 48 with
-            4 heads, patches of 4 x 4 pixels, mean pooling; AdamW with a rate of .003, 20 steps of
-            warm-up, then a cosine; batches of 16 clips and the same 16 played backwards, which are
-            of the other label, so that how a clip looks, which says nothing, weighs nothing. No
-            clip is trained on twice. head_start gives all models the same push; the section "no
-            push" leaves it out.
+            4 heads, patches of 4 x 4 pixels, mean pooling, as VideoTransformer initialises it, with
+            rotary positions; in the section "tables" with position tables in their place. AdamW
+            with a rate of .003, 20 steps of warm-up, then a cosine; batches of 16 clips and the
+            same 16 played backwards. No clip is trained on twice.
 TESTS       are 2,048 new clips, others for each seed: what varies between seeds is the start, the
             training clips and the test clips.
-RECORDED    with earlier states of video_attention.py, whose hashes are in study.json; --plan prints
-            them beside that of today's file.
+RECORDED    with one state of the code of video_attention.py; a test compares its hash.
 """
 
+import ast
 import argparse
 import json
 import math
@@ -36,6 +35,7 @@ from hashlib import sha256
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -48,8 +48,17 @@ from . import SCHEMES
 from .moving_objects import FRAMES, SIZE, image_path_ceiling, make, moving_objects, path_tells
 
 RESULTS = Path(__file__).with_name("study.json")
-FILE = sha256(Path(va.__file__).read_bytes()).hexdigest()[:12]  # which video_attention.py it is
 BATCH, RATE, WARM_UP = 32, 3e-3, 20  # clips a step, AdamW's peak rate, steps to get there
+def code_hash(source):
+    """A hash of what Python source does: comments, docstrings and layout are left out."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            node.value.value = ""
+    return sha256(ast.dump(tree).encode()).hexdigest()[:12]
+
+
+FILE = code_hash(Path(va.__file__).read_text())  # which state of video_attention.py
 EVERY, TEST = 25, 2048  # steps that a point of the curve is the mean of; test clips
 MODEL = dict(dim=48, depth=1, heads=4, mlp_ratio=2, num_classes=2, patch_size=4)
 MODEL |= dict(class_token="none", head="mean")
@@ -59,19 +68,15 @@ MODEL |= dict(class_token="none", head="mean")
 Task = namedtuple("Task", "options steps")  # of moving_objects; of training
 FAST = dict(size=(16, 32), speed=8)  # two patches a frame: in the next the object is elsewhere
 TASKS = {
-    "plain": Task({}, 150),
+    "plain": Task({}, 600),
     "moving camera": Task(dict(camera=True), 600),
-    "2 frames": Task(dict(frames=2), 150),
-    "8 frames": Task(dict(frames=8), 150),
-    "fast": Task(FAST, 300),
+    "slow": Task(FAST | dict(speed=2), 600),
+    "fast": Task(FAST, 600),
     "crossing": Task(FAST | dict(crossing=True), 800),
-    "crossing, long": Task(FAST | dict(crossing=True), 1600),
-    "occlusion": Task(FAST | dict(occluder=10), 300),
-    "two decoys": Task(FAST | dict(decoys=2), 400),
-    "fast, 8 frames": Task(dict(size=(16, 32), speed=6, frames=8), 300),
+    "appearance": Task(dict(appearance=True), 200),
+    "one frame": Task(dict(frames=1), 200),
+    "appearance, one frame": Task(dict(appearance=True, frames=1), 200),
 }
-SPEEDS = (1, 2, 4, 8)  # pixels a frame: from a quarter of a patch to two patches
-TASKS |= {f"speed {speed}": Task(dict(size=32, speed=speed), 300) for speed in SPEEDS}
 
 
 def random_prototypes(q, k, count):
@@ -88,6 +93,7 @@ def segment_prototypes(q, k, count):
 
 CHOICES = {"orthogonal": va.orthogonal_prototypes, "random": random_prototypes}
 CHOICES["segments"] = segment_prototypes
+BUDGETS = (4, 16)
 WINDOWS = [va.step(va.shifted_window_attention, size=(2, 2, 2), displaced=x) for x in (False, True)]
 NYSTROM_16 = partial(va.nystrom_per_frame, landmarks=16)
 ROWS = {  # models that are no row of va.ATTENTION: defaults are for larger grids than 4 x 4 patches
@@ -99,10 +105,7 @@ ROWS = {  # models that are no row of va.ATTENTION: defaults are for larger grid
     "performer": [va.step(va.PerformerAttention, features=64)],
     "trajectory_performer": [va.step(va.PerformerTrajectoryAttention, features=64)],
 }
-ROWS |= {f"window {w}": [va.step(va.window_attention, window=w)] for w in (0, 2, 3)}
-ROWS |= {f"mixing {w}": [va.step(va.mixing_attention, window=w)] for w in (2, 3)}
-ROWS |= {f"moved {m}": [va.step(va.mixing_attention, moved=m)] for m in (0.25, 0.75, 1.0)}
-for choice, n in product(CHOICES, (4, 8, 16, 32)):
+for choice, n in product(CHOICES, BUDGETS):
     options = dict(prototypes=n, choose=CHOICES[choice])
     ROWS[f"{n} {choice}"] = [va.step(va.OrthoformerTrajectoryAttention, **options)]
 
@@ -115,64 +118,30 @@ def scheme_of(name):
     return f"study: {name}"
 
 
-def build(name, task="plain", seed=0, push=True, **options):
+def build(name, task="plain", seed=0, **options):
     """A model of the study before its training; **options as VideoTransformer's."""
     data = TASKS[task].options
     shape = dict(num_frames=data.get("frames", FRAMES), image_size=data.get("size", SIZE))
     torch.manual_seed(seed)
-    model = va.VideoTransformer(scheme_of(name), **MODEL | shape | options)
-    return head_start(model) if push else model
+    return va.VideoTransformer(scheme_of(name), **MODEL | shape | options)
 
 
-def waves(n, width):
-    """Sines and cosines (n, width), neighbours alike."""
-    angle = torch.arange(n)[:, None] * 100.0 ** (-torch.arange(0, width, 2) / width)
-    return torch.cat([angle.sin(), angle.cos()], dim=1)
-
-
-@torch.no_grad()
-def head_start(model, sharpness=3.0):
-    """Not what the papers do, but the same push for every mechanism, in all its stages.
-
-    Position embeddings begin as sines and cosines, linear layers as torch makes them, and keys
-    begin as the queries, sharpened, so that a patch first attends to what is like itself: in qkv,
-    and in the second stage of trajectory attention. What starts at zero still does, without a push.
-    """
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear) and module.weight.any():
-            torch.nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-    for module in model.modules():
-        if isinstance(module, va.Attention) and module.zero_init is None:
-            D = module.qkv.in_features
-            module.qkv.weight[:D] *= sharpness
-            module.qkv.weight[D : 2 * D] = module.qkv.weight[:D]
-        if isinstance(module, va.TrajectoryAttention):
-            module.proj_kv.weight[:D] = module.proj_q.weight
-            module.proj_q.weight *= sharpness
-    model.head.classify[-1].weight *= 0.2
-    (T, H, W), D = model.position.grid, model.norm.weight.numel()
-    rows, columns = waves(H, D // 2).repeat_interleave(W, 0), waves(W, D // 2).repeat(H, 1)
-    model.position.space.copy_(torch.cat([rows, columns], dim=1)[None])
-    model.position.time.copy_(waves(T, D)[None])
-    return model
-
-
-Section = namedtuple("Section", "models chains")  # chains: lists of the tasks of a job
+Section = namedtuple("Section", "models chains position")  # models: {name: how many seeds}
 Job = namedtuple("Job", "section name tasks seed")
-SEEDS = 5
-CHAIN = ["plain", "moving camera"]
-SWEEP = [[f"speed {speed}"] for speed in (8, 1, 4, 2)]
-TRIES = ["fast", "crossing", "occlusion", "two decoys"]  # where trajectory and joint might part
+STORY = "joint divided axial window mixing trajectory linear linear_fixation".split()
+SPEED = "joint divided axial window mixing trajectory".split()
+PROTOTYPES = [f"{n} {choice}" for choice in CHOICES for n in BUDGETS]
+SINGLE = [["one frame"], ["appearance"], ["appearance, one frame"]]
 SECTIONS = {
-    "main": Section(SCHEMES, [CHAIN]),
-    "speed": Section("joint divided trajectory mixing window axial linear".split(), SWEEP),
-    "tries": Section("joint trajectory mixing divided".split(), [TRIES, ["fast, 8 frames"]]),
-    "as long": Section(["joint"], [["fast", "crossing, long"]]),
-    "no push": Section(SCHEMES, [["plain"]]),
-    "prototypes": Section([f"{n} {c}" for c in CHOICES for n in (4, 8, 16, 32)], [["plain"]]),
-    "window": Section(["window 0", "window 2", "window 3", "mixing 2", "mixing 3"], [CHAIN]),
-    "moved": Section(["moved 0.25", "moved 0.75", "moved 1.0"], [CHAIN]),
-    "frames": Section("joint divided mixing trajectory".split(), [["2 frames"], ["8 frames"]]),
+    "main": Section(
+        dict.fromkeys(SCHEMES, 3) | dict.fromkeys(STORY, 5), [["plain", "moving camera"]], "rotary"
+    ),
+    "tables": Section(dict.fromkeys(SCHEMES, 3), [["plain"]], "separate"),
+    "speed": Section(dict.fromkeys(SPEED, 5), [["fast"]], "rotary"),
+    "slow": Section(dict.fromkeys(SPEED, 3), [["slow"]], "rotary"),
+    "crossing": Section(dict.fromkeys(["joint", "trajectory"], 5), [["crossing"]], "rotary"),
+    "prototypes": Section(dict.fromkeys(PROTOTYPES, 3), [["plain"]], "rotary"),
+    "single frames": Section({"mixing": 3}, SINGLE, "rotary"),
 }
 
 
@@ -180,9 +149,10 @@ def all_jobs():
     """Every job, seed by seed, so that a study that is stopped has whole comparisons."""
     return [
         Job(key, name, tuple(chain), seed)
-        for seed in range(SEEDS)
+        for seed in range(max(max(section.models.values()) for section in SECTIONS.values()))
         for key, section in SECTIONS.items()
-        for chain, name in product(section.chains, section.models)
+        for chain, (name, seeds) in product(section.chains, section.models.items())
+        if seed < seeds
     ]
 
 
@@ -195,10 +165,12 @@ def training_clips(task, seed, step):
 
 
 def batch_of(task, seed, step, device):
-    """One batch: clips (BATCH, 3, T, H, W) in [-1, 1], half of them the others played backwards."""
+    """One batch: clips (BATCH, 3, T, H, W) in [-1, 1], half of them the others played backwards,
+    which are of the other label, so that how a clip looks, which says nothing, weighs nothing."""
     video, label = training_clips(task, seed, step)
     video = video.to(device).float() / 127.5 - 1
-    return torch.cat([video, video.flip(2)]), torch.cat([label, 1 - label]).to(device)
+    backwards = label if "appearance" in TASKS[task].options else 1 - label
+    return torch.cat([video, video.flip(2)]), torch.cat([label, backwards]).to(device)
 
 
 def training_step(model, optimizer, video, label):
@@ -247,8 +219,9 @@ def train(model, task="plain", steps=None, device="cpu", on_progress=None, seed=
 
 @lru_cache(maxsize=4)
 def test_clips(task, seed, background=True):
-    """TEST clips of a task, as many of either label, for each seed others -> Clips."""
+    """TEST clips of a task, as many of either label, for each seed others, of 4 frames -> Clips."""
     labels, options = torch.arange(TEST) % 2, TASKS[task].options | dict(background=background)
+    options["frames"] = FRAMES  # also for a model that was trained on single frames
     return moving_objects(TEST, (10**6, seed), labels=labels, **options)
 
 
@@ -265,7 +238,8 @@ def test(model, task="plain", seed=0, device="cpu"):
 
     accuracy; on 16 x 16 pixels also with the background made uniform (background_removed); with a
     moving camera also of the clips whose path in the image tells the label (tells), of the others
-    (cannot_tell), and the ceiling of this test set for whatever sees that path alone.
+    (cannot_tell), and the ceiling of this test set for whatever sees that path alone. Of joint and
+    linear attention also the entropy of a query's weights, of log N, and the largest of them.
     """
     clips = test_clips(task, seed)
     hit = correct(model, clips, device).float()
@@ -277,13 +251,31 @@ def test(model, task="plain", seed=0, device="cpu"):
         tells = path_tells(clips.path)
         found |= dict(tells=hit[tells].mean(), cannot_tell=hit[~tells].mean())
         found |= dict(ceiling=torch.tensor(image_path_ceiling(clips.path)))
+    if model.config["attention"] in ("joint", "linear", "linear_fixation"):
+        share = weights_paid(model, clips.video[:64].to(device)).abs()
+        share = share / share.sum(dim=-1, keepdim=True)  # turned by rotate, few are negative
+        entropy = torch.special.entr(share).sum(dim=-1) / math.log(share.shape[-1])
+        found |= dict(entropy=entropy.mean(), largest_weight=share.amax(dim=-1).mean())
     return {key: round(value.item(), 4) for key, value in found.items()}
+
+
+@torch.no_grad()
+def weights_paid(model, video):
+    """The weights (B, h, N, N) of a model whose one step is joint or linear attention."""
+    name = "attend" if model.config["attention"] == "joint" else "attend_linearly"
+    attention = getattr(va, name)
+    with patch.object(va, name, wraps=attention) as watched:
+        model(video)
+    (q, k, _), options = watched.call_args
+    identity = torch.eye(k.shape[2], device=k.device).expand(*k.shape[:3], -1)  # (B, h, N, N)
+    return attention(q, k, identity, **options)  # (B, h, N, N)
 
 
 def run(job, device="cpu"):
     """Train and test one job -> a list of entries, one for each of its tasks."""
     torch.set_num_threads(1)  # the models are so small that threads would wait for each other
-    model = build(job.name, job.tasks[0], job.seed, push=job.section != "no push")
+    position = SECTIONS[job.section].position
+    model = build(job.name, job.tasks[0], job.seed, position=position)
     entries = []
     for number, task in enumerate(job.tasks):
         if number > 0:
@@ -402,7 +394,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m tiny_data.study")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--names", nargs="+", help="only these models")
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="only so many seeds")
+    parser.add_argument("--seeds", type=int, default=99, help="only so many seeds")
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), default="cpu")
     parser.add_argument("--workers", type=int, default=1, help="processes side by side")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the file to go on with")
