@@ -641,6 +641,12 @@ class TestSummary(Questions):
     oracle = lambda self, *x, **grid: TestMixing().oracle(*x, window=0, summary=True, **grid)
     mark = lambda self, patch: "#" if patch[0] == 1 else "m"
 
+    def test_many_frames(self):
+        """In portions of 32, as every frame needs a copy of all means."""
+        for C in (0, 1, 67):
+            q, k, v = qkv((67, 1, 2), C)
+            same(self.call(q, k, v, (67, 1, 2)), self.oracle(q, k, v, grid=(67, 1, 2)))
+
 
 class TestPooled(Questions):
     """Every token attends to the class tokens and to the mean of every block of patches."""
@@ -969,7 +975,8 @@ class TestTrajectory(Questions):
     """Softmax inside every frame, then along the trajectory."""
 
     mechanism, module = va.trajectory_attention, va.TrajectoryAttention
-    class_tokens, along, drawn = ("none", "clip"), "attend_along_trajectories", False
+    class_tokens, along = ("none", "clip", "registers"), "attend_along_trajectories"
+    reach, drawn = ({}, {"at_once": 4}), False
     first_stage = lambda self, q, k, v, T: va.attend_per_frame(q, k, v, T)
     first_by_hand = lambda self, q, k, v, T: per_frame_by_hand(q, k, v, T)
 
@@ -987,7 +994,7 @@ class TestTrajectory(Questions):
     def added(self, module):
         return {"layers": (module.proj_q, module.proj_kv)}
 
-    def oracle(self, q, k, v, grid, layers=None, **first):
+    def oracle(self, q, k, v, grid, layers=None, at_once=None, **first):
         """The class token attends to all tokens, and no patch attends to it."""
         C = q.shape[2] - math.prod(grid)
         y = self.first_by_hand(*(x[:, :, C:] for x in (q, k, v)), grid[0], **first)
@@ -1036,7 +1043,7 @@ class TestTrajectoryFast(TestTrajectory):
 class Approximated(TestTrajectory):
     """The first stage by an approximation, whose cost the docstring does not state."""
 
-    cost = None
+    cost, reach = None, ({},)
     test_picture_is_a_path = None
 
 
@@ -1425,7 +1432,7 @@ EXPECTED = {
     "shifted_windows": ["shifted_window", "shifted_window displaced=True"],
     "pooled_queries": ["pooled pool_queries=True"], "performer": ["Performer"],
     "orthoformer": ["Orthoformer orthogonal_prototypes"], "linear": ["Linear"],
-    "trajectory": ["Trajectory attend_per_frame"], "linear_fixation": ["Linear gate_q"],
+    "trajectory": ["Trajectory attend_per_frame at_once"], "linear_fixation": ["Linear gate_q"],
     "trajectory_orthoformer": ["OrthoformerTrajectory orthogonal_prototypes attend_per_frame"],
     "trajectory_nystrom": ["Trajectory nystrom_per_frame"],
     "trajectory_performer": ["PerformerTrajectory attend_per_frame"],
@@ -1439,7 +1446,7 @@ def in_words(module):
     words = [type(module).__name__.removesuffix("Attention")]
     words += [x.__name__ for x in vars(module).values() if inspect.isfunction(x)]
     words += [x for x in [getattr(module, "axis", "joint")] if x != "joint"]
-    flags = (str(module.zero_init), "skips_class_token", "neighbours", "gate_q")
+    flags = (str(module.zero_init), "skips_class_token", "neighbours", "gate_q", "at_once")
     words += [name for name in flags if getattr(module, name, None)]
     words += [f"{key}={x}" for key, x in module.options.items()]
     return " ".join(words).replace("_attention", "").strip()
@@ -1520,29 +1527,58 @@ class TestRegistry:
 # ==== THE BACKBONE ================================================================================
 class TestBackbone:
     def test_initialisation(self):
-        """Linear layers and positions in space have a deviation of .02; what image checkpoints lack
-        is zero: biases, embeddings of time, the layers of zero_init, a temporal class token."""
-        model = va.VideoTransformer("divided", dim=192, depth=2, heads=3, head="temporal")
-        zeros = ("position.time", "head.temporal.class_token")
+        """Linear layers are torch's own, of a deviation of 1 / sqrt(3 * inputs); embeddings have
+        .02; zero is what image checkpoints lack: embeddings of time, layers of zero_init."""
+        options = {"dim": 192, "depth": 2, "heads": 3, "position": "separate", "head": "temporal"}
+        model = va.VideoTransformer("divided", **options)
         for name, x in model.named_parameters():
-            if name in zeros or "extra" in name or name.endswith("bias") and "patches" not in name:
+            if name in ("position.time", "head.temporal.class_token") or "extra" in name:
                 assert x.abs().max() == 0, name
-            elif "norm" in name:
-                assert x.min() == x.max() == 1, name
-            elif "patches" not in name:
+            elif x.ndim == 2:
+                assert 0.95 < x.std() * (3 * x.shape[1]) ** 0.5 < 1.05, name
+            elif x.ndim == 3:
                 assert 0.018 < x.std() < 0.022, name
         norms = [x for x in model.modules() if isinstance(x, nn.LayerNorm)]
         assert [norm.eps for norm in norms] == [1e-6] * 7 + [1e-5] * 2
         assert 0.018 < tiny("joint", position="joint").position.joint.std() < 0.022
         assert 0.018 < tiny("joint", head="encoder").head.temporal.position.std() < 0.024
+        assert tiny("joint", registers=40).registers.std() < 0.022
         space, time = tiny("factorised").blocks[0].steps
-        assert time.proj.weight.abs().max() == 0 and 0.018 < space.proj.weight.std() < 0.022
+        assert time.proj.weight.abs().max() == 0 and space.proj.weight.std() > 0.1
 
     @pytest.mark.parametrize("name", ["divided", "factorised", "joint"])
     def test_a_clip_starts_as_a_bag_of_images(self, name):
         """New branches and embeddings of time are zero: the order of frames does not matter."""
         model, video = tiny(name).double(), randn(*VIDEO)
         same(model(video), model(video.flip(2)))
+
+    def test_registers(self):
+        """They follow the clip's class token, have no position, and pooling leaves them out."""
+        for kind, head in (("clip", "class"), ("clip", "mean"), ("none", "mean")):
+            model = tiny("joint", class_token=kind, registers=3, depth=0, head=head).double()
+            video, C = randn(*VIDEO), 3 + (kind == "clip")
+            x, grid = model.patches(video)
+            own = torch.empty(2, 0, 24) if kind == "none" else model.class_token.expand(2, 1, 24)
+            x = model.position(torch.cat([own, x], 1), grid)
+            x = torch.cat([x[:, : C - 3], model.registers.expand(2, 3, 24), x[:, C - 3 :]], 1)
+            tokens = model.norm(x)
+            same(model.forward_features(video), tokens)
+            pooled = tokens[:, 0] if head == "class" else tokens[:, C:].mean(1)
+            same(model(video), model.head(pooled))
+            patches, own = model.feature_maps(video)
+            assert patches.shape == (2, *grid, 24)
+            same(torch.cat([own, patches.flatten(1, 3)], 1), tokens)
+
+    @pytest.mark.parametrize("head, after_pool", [("class", True), ("mean", False), ("temporal", 0)])
+    def test_no_classes_is_pooled_features(self, head, after_pool):
+        """As with model.head = nn.Identity(), but for a norm or a temporal head before it."""
+        options = {"head": head, "norm_after_pool": bool(after_pool)}
+        model, video = tiny("joint", num_classes=0, **options).double(), randn(*VIDEO)
+        whole = tiny("joint", **options).double()
+        whole.load_state_dict(model.state_dict(), strict=False)
+        whole.head.classify = nn.Identity()
+        same(model(video), whole(video))
+        assert model(video).shape == (2, 24) and not list(model.head.classify.parameters())
 
     @every_scheme
     def test_any_clip(self, name):
@@ -1634,7 +1670,12 @@ REFUSED = [
     ("model(patch_size=(2, 8, 8), num_frames=1)", AssertionError, "2, 8, 8"),
     ("model(2, 3, 5, 24, 40, patch_size=(2, 8, 8))", AssertionError, r"\(5, 24, 40\).*\(2, 8, 8\)"),
     ("model(2, 3, 6, 20, 40)", AssertionError, r"\(6, 20, 40\)"),
-    ("model(2, 6, 3, 24, 40)", RuntimeError, "channels"),
+    ("model(2, 6, 3, 24, 40)", AssertionError, r"6 channels.*transpose\(1, 2\)"),
+    ("tiny('joint')(torch.ones(VIDEO, dtype=torch.uint8))", AssertionError, "clips.views"),
+    ("model(registers=2, class_token='frame')", AssertionError, "whole clip"),
+    ("model(registers=5)", AssertionError, "6 class tokens"),
+    ("put(va.TrajectoryAttention, at_once=3, first_stage=va.nystrom_per_frame)",
+     AssertionError, "approximation"),
 ]  # fmt: skip
 # These torch, einops or Python refuse by themselves, each in its own words.
 REFUSED += [(call, Exception, "") for call in (

@@ -908,7 +908,8 @@ class TrajectoryAttention(Attention):
 
     def mechanism(self, q, k, v, grid):
         stages = self.first_stage, self.second_stage
-        return trajectory_attention(q, k, v, grid, *stages, self.at_once)  # (B, h, N, d)
+        at_once = None if torch.compiler.is_compiling() else self.at_once  # or a large graph
+        return trajectory_attention(q, k, v, grid, *stages, at_once)  # (B, h, N, d)
 
 def is_plain(layer):
     """Whether a layer is x W^T + b and nothing else: no adapter, no quantised weight, no hook."""
@@ -1110,7 +1111,7 @@ ATTENTION = {
     "mixing": [step(mixing_attention)],
     "summary": [step(summary_attention)],
     "mixing_summary": [step(mixing_attention, summary=True)],
-    "trajectory": [step(TrajectoryAttention, at_once=49)],
+    "trajectory": [step(TrajectoryAttention, at_once=14)],
     "trajectory_orthoformer": [step(OrthoformerTrajectoryAttention)],
     "trajectory_nystrom": [step(TrajectoryAttention, first_stage=nystrom_per_frame)],
     "trajectory_performer": [step(PerformerTrajectoryAttention)],
@@ -1388,18 +1389,6 @@ class VideoTransformer(nn.Module):
         self.head = Head(dim, num_classes, head_mlp, head_hidden, dropout, temporal)
         if norm_after_pool:
             self.head.norm, self.norm = self.norm, nn.Identity()
-        self.init_weights()
-
-    def init_weights(self):
-        """Linear layers from a truncated normal of .02, biases zero; layers of zero_init zero."""
-        def init(module):
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            if isinstance(module, Attention):
-                module.start_at_zero()
-        self.apply(init)  # children first, so that zeros come last
 
     def forward_features(self, video):
         x, grid = self.patches(video)  # (B, T*S, D)

@@ -68,11 +68,11 @@ MODEL |= dict(class_token="none", head="mean")
 Task = namedtuple("Task", "options steps")  # of moving_objects; of training
 FAST = dict(size=(16, 32), speed=8)  # two patches a frame: in the next the object is elsewhere
 TASKS = {
-    "plain": Task({}, 600),
-    "moving camera": Task(dict(camera=True), 600),
-    "slow": Task(FAST | dict(speed=2), 600),
-    "fast": Task(FAST, 600),
-    "crossing": Task(FAST | dict(crossing=True), 800),
+    "plain": Task({}, 400),
+    "moving camera": Task(dict(camera=True), 400),
+    "slow": Task(FAST | dict(speed=2), 400),
+    "fast": Task(FAST, 400),
+    "crossing": Task(FAST | dict(crossing=True), 600),
     "appearance": Task(dict(appearance=True), 200),
     "one frame": Task(dict(frames=1), 200),
     "appearance, one frame": Task(dict(appearance=True, frames=1), 200),
