@@ -68,9 +68,10 @@ def to_video(frames, family, size):
     H, W = frames.shape[1:3]
     sides, video = (H * size // min(H, W), W * size // min(H, W)), []
     for frame in frames:  # one at a time: floats are four times as large
-        pixels = (frame.permute(2, 0, 1) / 255 - mean) / std  # (3, H, W)
-        video.append(F.interpolate(pixels[None], size=sides, mode="bilinear")[0])
-    return torch.stack(video, dim=1)  # (3, T, H, W)
+        pixels = frame.permute(2, 0, 1)[None].to(mean.dtype)  # (1, 3, H, W)
+        pixels = F.interpolate(pixels, size=sides, mode="bilinear")[0]  # (3, *sides)
+        video.append((pixels / 255 - mean) / std)
+    return torch.stack(video, dim=1)  # (3, T, *sides)
 
 
 def views(frames, size, family, crops=3, random=False):
@@ -81,16 +82,18 @@ def views(frames, size, family, crops=3, random=False):
     lie anywhere and the shorter side is 8/7 to 10/7 of size before, as there (256 to 320 for 224).
     Nothing is mirrored, since left and right are labels in some data sets.
     """
-    found = []
-    for clip in frames:
+    frames = torch.as_tensor(frames)
+    found = torch.empty(len(frames), crops, 3, frames.shape[1], size, size)
+    even = [(i / (crops - 1),) * 2 for i in range(crops)] if crops > 1 else [(0.5, 0.5)]
+    for clip, its_views in zip(frames, found):
         scale = torch.empty(()).uniform_(8 / 7, 10 / 7).item() if random else 1
-        video = to_video(clip, family, round(scale * size))  # (3, T, H, W)
-        for i in range(crops):
-            share = i / (crops - 1) if crops > 1 else 0.5
-            shares = torch.rand(2).tolist() if random else (share, share)
-            top, left = (math.ceil(s * (n - size)) for s, n in zip(shares, video.shape[2:]))
-            found.append(video[:, :, top : top + size, left : left + size])
-    return torch.stack(found)
+        shares = torch.rand(crops, 2).tolist() if random else even
+        for t in range(len(clip)):  # so that only the crops are kept
+            frame = to_video(clip[t : t + 1], family, round(scale * size))[:, 0]  # (3, H, W)
+            for view, share in zip(its_views, shares):
+                top, left = (math.ceil(s * (n - size)) for s, n in zip(share, frame.shape[1:]))
+                view[:, t] = frame[:, top : top + size, left : left + size]
+    return found.flatten(0, 1)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import video_attention as va
 from tiny_data.pretrained import clips
@@ -56,6 +57,20 @@ def test_views_pixel_by_pixel():
     torch.testing.assert_close(wide[2], torch.full((1, 224, 298), (1 - 0.406) / 0.225))
 
 
+def test_floats_are_of_one_frame_or_of_what_is_returned():
+    class Storages(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            if torch.is_tensor(out) and out.is_floating_point():
+                found[out.untyped_storage().data_ptr()] = out.untyped_storage().nbytes()
+            return out
+
+    found, frames = {}, torch.zeros(2, 50, 30, 40, 3, dtype=torch.uint8)
+    with Storages():
+        video = clips.views(frames, 10, "vivit")
+    assert video.nbytes == found.pop(video.data_ptr()) and max(found.values()) <= 4 * 3 * 30 * 40
+
+
 def test_other_frames_are_refused_and_the_family_has_no_default():
     for frames in (torch.zeros(2, 4, 4, 3), torch.zeros(2, 3, 4, 4, dtype=torch.uint8)):
         with pytest.raises(ValueError, match="uint8"):
@@ -97,7 +112,8 @@ def test_predictions_are_means_of_probabilities():
 
 
 def test_layer_wise_rates():
-    model = va.VideoTransformer("divided", dim=24, depth=3, heads=4, image_size=32, patch_size=8)
+    sizes = dict(dim=24, depth=3, heads=4, image_size=32, patch_size=8)
+    model = va.VideoTransformer("divided", position="separate", **sizes)
     model.blocks[0].requires_grad_(False)
     wrapped = torch.compile(torch.nn.DataParallel(model), backend="eager")
     groups = clips.layer_wise_parameters(wrapped, 1e-3, decay=0.5, weight_decay=0.1)
