@@ -62,7 +62,9 @@ def test_floats_are_of_one_frame_or_of_what_is_returned():
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             out = function(*args, **(kwargs or {}))
             if torch.is_tensor(out) and out.is_floating_point():
-                found[out.untyped_storage().data_ptr()] = out.untyped_storage().nbytes()
+                storage = out.untyped_storage()
+                address = storage.data_ptr()  # many are used again
+                found[address] = max(storage.nbytes(), found.get(address, 0))
             return out
 
     found, frames = {}, torch.zeros(2, 50, 30, 40, 3, dtype=torch.uint8)
