@@ -6,6 +6,9 @@ Import it before a saved model of a release is built again: it adds the rows of 
 from . import quirks
 from .image import load_image_weights
 from .presets import PRESETS, preset
+from .quirks import ReleasedTransformer
 from .released import from_released
 
-__all__ = ["PRESETS", "from_released", "load_image_weights", "preset", "quirks"]
+__all__ = [
+    "PRESETS", "ReleasedTransformer", "from_released", "load_image_weights", "preset", "quirks",
+]  # fmt: skip

@@ -107,6 +107,10 @@ class Case:
         told["heads"] = config.get("num_heads") or config["num_attention_heads"]
         depth = told["depth"] = config.get("depth") or config["num_hidden_layers"]
         where = config.get("locations_list", range(depth)) if config.get("use_xvit", True) else []
+        if "hf_config" in config:
+            eps = config["layer_norm_eps"]  # but of VideoMAE's last norm, torch's own
+            eps = (eps, 1e-5) if family == "videomae" else eps
+            told |= dict(eps=eps, hidden_act=config["hidden_act"])
         if config.get("attention_type") == "space_only":
             told["attention"] = "space"
         if family == "motionformer":
@@ -115,6 +119,7 @@ class Case:
             mixed = [self.prototypes_step()] if config["approx"] == "orthoformer" else None
             mlp = "tanh" if config["use_mlp"] else None
             told |= dict(slip=config["use_original_code"], head_mlp=mlp)
+            told["head_act"] = config["head_act"] if mlp else None
         if family == "xvit":
             mixing = dict(moved=2 / config["shift_div"], segment=config["num_segments"])
             mixed, still = [va.step(quirks.joined_heads_attention, **mixing)], va.ATTENTION["space"]

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 
 import video_attention as va
 
-from .released import fill, read_weights, renamed
+from .files import fill, read_weights
+from .released import renamed
 
 # What of a video model starts from an image model; the rest stays as it was.
 STARTS = re.compile(
@@ -17,7 +18,8 @@ STARTS = re.compile(
 
 
 def load_image_weights(model, weights):
-    """Start a video model from an image transformer (timm's keys) as the papers do -> model.
+    """Start a video model from an image transformer (timm's keys) as the papers do -> model. Build
+    it with position="separate", "space" or "joint", to which the table of positions belongs.
 
     The patch kernel goes to the central frame of a tubelet (ViViT, table 1), attention and its norm
     to every attention step, the table of positions is resized; a joint one repeats it for every
@@ -49,7 +51,10 @@ def load_image_weights(model, weights):
     filled = {key: x for key, x in own.items() if key not in sources}
     filled |= {key: image[name] for key, name in sources.items() if name in image}
     left = sorted(image.keys() - sources.values() - unread)
-    fill(model, filled | {f"{name} (unread)": image[name] for name in left}, "the image model")
+    source = "the image model"
+    if model.position.space is None and model.position.joint is None:
+        source += ', whose positions need a video model with position="separate",'
+    fill(model, filled | {f"{name} (unread)": image[name] for name in left}, source)
     return model
 
 

@@ -13,6 +13,8 @@ from einops import rearrange
 import video_attention as va
 
 FRAMES = "(B T) h (H W) d"
+ACTIVATIONS = dict(tanh=nn.Tanh(), relu=nn.ReLU(), gelu=nn.GELU())
+ACTIVATIONS |= dict.fromkeys(("gelu_fast", "gelu_new", "gelu_pytorch_tanh"), nn.GELU("tanh"))
 
 
 def segments(T, segment):
@@ -90,6 +92,29 @@ def use_the_slip(model):
             D = module.proj_kv.in_features
             module.proj_kv.weight[D:] = torch.eye(D)
             module.proj_kv.bias[D:] = 0
+
+
+class ReleasedTransformer(va.VideoTransformer):
+    """A VideoTransformer with choices that no tensor tells: eps of the norms, or two, of those in
+    the blocks and of the last; hidden_act in the MLPs of the blocks, as in transformers' configs;
+    head_act in a "tanh" head, Motionformer's HEAD_ACT. What is given is in the config. So
+    VideoTransformer(**config) is a TypeError, ReleasedTransformer(**config) the same model again.
+    """
+
+    def __init__(self, eps=None, hidden_act=None, head_act=None, **options):
+        super().__init__(**options)
+        given = dict(eps=eps, hidden_act=hidden_act, head_act=head_act)
+        self.config |= {name: x for name, x in given.items() if x is not None}
+        in_blocks, last = eps if isinstance(eps, (list, tuple)) else (eps, eps)
+        for block in self.blocks:
+            for norm in (*block.norms, block.mlp_norm):
+                norm.eps = in_blocks or norm.eps
+            block.mlp.gelu = ACTIVATIONS[hidden_act] if hidden_act else block.mlp.gelu
+        for norm in (self.norm, self.head.norm):
+            norm.eps = last or 1e-6  # an nn.Identity never reads it
+        if head_act is not None:
+            assert self.config["head_mlp"] == "tanh", f"head_act={head_act!r} needs head_mlp='tanh'"
+            self.head.classify[1] = ACTIVATIONS[head_act]
 
 
 def inverse_of_one_scale(A, iterations=6):

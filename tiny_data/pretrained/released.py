@@ -1,7 +1,6 @@
 """Released weights under the names of VideoTransformer: what is loaded, and what is refused."""
 
 import math
-import os
 import re
 import warnings
 from pathlib import Path
@@ -12,13 +11,17 @@ import torch.nn.functional as F
 
 import video_attention as va
 
+from .files import fill, read_weights, refuse
 from .presets import FAMILIES
-from .quirks import GATES, use_the_slip
+from .quirks import GATES, ReleasedTransformer, use_the_slip
 
 SPACE_ONLY = dict(position="space", class_token="frame", norm_after_pool=True)  # TimeSformer's
 LINEAR_LAYERS = {None: [0], "tanh": [0, 2], "gelu": [1, 4]}  # of the classifier, by head_mlp
 DEPTHS = {192: 12, 384: 12, 512: 12, 768: 12, 1024: 24, 1280: 32}  # of published models, by width
-PREFIX = re.compile(r"^((module|model|_orig_mod|base_model|timesformer|vivit|videomae)\.)+")
+PREFIX = re.compile(
+    r"^((module|model|_orig_mod|backbone|base_model|timesformer|vivit|videomae"
+    r"|encoder(?=\.(blocks|patch_embed|norm)\.))\.)+"  # the last in VideoMAE before fine-tuning
+)
 AS_RELEASED = " (as released)"  # behind a key that has no name here
 NAMES = {}  # {section: [(released, here)]}
 for line in Path(__file__).with_name("names.txt").read_text().splitlines():
@@ -37,7 +40,7 @@ def from_released(family, weights, slip=True, classifier="head", **given):
     weights     a path, or what the file held; the usual nestings and prefixes are taken off
     slip        False for a Motionformer that was trained without it, see use_the_slip
     classifier  of two, "head0" (verbs) or "head1" (nouns) in a Motionformer of EPIC-Kitchens
-    given       arguments of VideoTransformer; README.md says which no tensor tells
+    given       arguments of ReleasedTransformer; README.md says which no tensor tells
 
     One ValueError lists what is missing, unexpected or misshapen, before anything is allocated.
     """
@@ -45,7 +48,7 @@ def from_released(family, weights, slip=True, classifier="head", **given):
         raise ValueError(f"family={family!r} is unknown; one of {', '.join(FAMILIES)}")
     space_only = family == "timesformer" and given.get("attention") == "space"
     given = FAMILIES[family]["options"] | (SPACE_ONLY if space_only else {}) | given
-    weights = read_weights(weights)
+    weights = read_weights(weights, FAMILIES[family]["files"])
     if classifier == "head" and any(key.endswith("head0.weight") for key in weights):
         raise ValueError('the file has two classifiers: classifier="head0" (verbs) or "head1"')
     layers = LINEAR_LAYERS[given["head_mlp"]]
@@ -54,81 +57,22 @@ def from_released(family, weights, slip=True, classifier="head", **given):
         weights = renamed(weights, family, **words(family, weights, classifier, layers, space_only))
         options = read_options(family, weights, layers, gates, given) | given
         with torch.device("meta"):  # takes no memory
-            model = va.VideoTransformer(**options)
+            model = ReleasedTransformer(**options)
         fit_tables(family, weights, model.position.grid)
     except (AssertionError, IndexError, KeyError, RuntimeError, ValueError) as error:
-        unexpected = [key for key in weights if key.endswith(AS_RELEASED)]
-        refuse(f"this {family} file", unreadable=[str(error)], unexpected=unexpected)
+        found = {"missing" if isinstance(error, KeyError) else "unreadable": [str(error.args[0])]}
+        found["unexpected"] = [key for key in weights if key.endswith(AS_RELEASED)]
+        refuse(f"this {family} file", **found)
     own = model.state_dict()
     if family == "videomae":  # its positions are in no file
         weights["position.joint"] = own["position.joint"]
-    weights |= fresh_classifier(weights, own, f"head.classify.{layers[-1]}.")
+    add_fresh_classifier(weights, own, f"head.classify.{layers[-1]}.", family)
     fill(model, weights, f"this {family} file", assign=True)
     if family == "videomae":
         model.position.joint = nn.Parameter(sinusoids(*own["position.joint"].shape[1:]))
     if slip:
         use_the_slip(model)
     return model.eval()
-
-
-# ==== FILES =======================================================================================
-def read_weights(source):
-    """{key: tensor} from a path, or from what the file held, without its nestings. Only tensors are
-    read: code in a file is never run."""
-    if isinstance(source, (str, os.PathLike)):
-        source = read_file(source)
-    for nesting in 2 * ("model_state", "state_dict", "model", "module"):  # in any order
-        if isinstance(source, dict) and isinstance(source.get(nesting), dict):
-            source = source[nesting]
-    if not isinstance(source, dict) or not source:
-        raise ValueError(f"needs a path or a dictionary of tensors, not {source!r}"[:2000])
-    refuse("what is read", no_dense_floats=[str(k) for k, x in source.items() if not is_dense(x)])
-    dtype = torch.get_default_dtype()
-    weights = {key: x.detach().to(dtype, copy=True) for key, x in source.items()}
-    broken = [key for key, x in weights.items() if not x.isfinite().all()]
-    if broken:
-        warnings.warn(f"NaN or infinity in {', '.join(broken)}"[:2000])
-    return weights
-
-
-def read_file(path):
-    if os.fspath(path).endswith(".safetensors"):
-        from safetensors.torch import load_file  # pip install safetensors
-
-        return load_file(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # of many kinds, with advice that must not reach a user
-        text = f"{path} is cut short, no file of weights, or holds more than tensors"
-        raise ValueError(f"{text} ({type(error).__name__})") from None
-
-
-def is_dense(x):
-    dense = torch.is_tensor(x) and x.layout == torch.strided and not x.is_meta
-    return dense and x.is_floating_point() and 0 < x.numel() and 0 < x.ndim
-
-
-def refuse(source, **wrong):
-    """One ValueError that lists all that is wrong, if anything is."""
-    found = [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in wrong.items() if names]
-    if found:
-        raise ValueError(f"{source} does not fit; {'; '.join(found)}"[:2000])
-
-
-def fill(model, weights, source, assign=False):
-    """Load the weights, or refuse them all and leave the model as it was."""
-    own = {key: tuple(x.shape) for key, x in model.state_dict().items()}
-    given = {key: tuple(x.shape) for key, x in weights.items()}
-    both = [key for key in own if key in given and own[key] != given[key]]
-    refuse(
-        source,
-        missing=[key for key in own if key not in given],
-        unexpected=[key for key in given if key not in own],
-        misshapen=[f"{key} {given[key]} for {own[key]}" for key in both],
-    )
-    model.load_state_dict(weights, assign=assign)
 
 
 # ==== NAMES, by the table names.txt ===============================================================
@@ -144,24 +88,33 @@ def renamed(weights, section, **words):
             name = key + AS_RELEASED
         if name != "-":
             result[name] = x
-    no_key_bias = not any(key.endswith("k_part.bias") for key in result)  # in VideoMAE
-    for key in [key for key in result if ".q_part." in key]:  # queries, keys and values apart
-        parts, layer = (
-            [key.replace("q_part", f"{x}_part") for x in "qkv"],
-            key.replace("q_part", "qkv"),
-        )
-        if no_key_bias and key.endswith("bias"):
-            result[parts[1]] = torch.zeros_like(result[key])
-        if layer in result:
-            raise ValueError(f"{key} and {layer} are the same layer")
-        result[layer] = torch.cat([result.pop(part) for part in parts])
-    if not any(re.fullmatch(r"blocks\..+\.qkv\.bias", key) for key in result):  # qkv_bias=False
-        for key in [key for key in result if re.fullmatch(r"blocks\..+\.qkv\.weight", key)]:
-            result[key.replace("weight", "bias")] = torch.zeros(len(result[key]))
+    join_parts(result)
+    add_zero_biases(result)
     for name, form in (("patches.proj.weight", torch.unsqueeze), ("position.time", torch.squeeze)):
         if name in result and result[name].ndim == 4:  # patches of one frame, times (1, T, 1, D)
             result[name] = form(result[name], 2)
     return result
+
+
+def join_parts(weights):
+    """Queries, keys and values apart become one layer. VideoMAE's keys have no bias: it is zero."""
+    no_key_bias = not any(key.endswith("k_part.bias") for key in weights)
+    for query in [name for name in weights if ".q_part." in name]:
+        parts = [query.replace("q_part", part) for part in ("q_part", "k_part", "v_part")]
+        layer = query.replace("q_part", "qkv")
+        if layer in weights:
+            raise ValueError(f"{query} and {layer} are the same layer")
+        if no_key_bias and query.endswith("bias"):
+            weights[parts[1]] = torch.zeros_like(weights[query])
+        weights[layer] = torch.cat([weights.pop(part) for part in parts])
+
+
+def add_zero_biases(weights):
+    """A file with qkv_bias=False has none of these biases; here they are zeros."""
+    layers = r"blocks\.\d+\.steps\.\d+\.(qkv|proj_q|proj_kv)\."
+    if not any(re.fullmatch(layers + "bias", name) for name in weights):
+        for name in [name for name in weights if re.fullmatch(layers + "weight", name)]:
+            weights[name.replace("weight", "bias")] = torch.zeros(len(weights[name]))
 
 
 def renamed_key(key, rules):
@@ -195,15 +148,16 @@ def read_options(family, weights, layers, gates, given):
     """The arguments of VideoTransformer that the tensors tell."""
     D, channels, *patch = weights["patches.proj.weight"].shape
     depth = len({key.split(".")[1] for key in weights if key.startswith("blocks.")})
-    gate = weights.get("blocks.0.steps.0.gate_q.weight")
-    d, gates = (64, 0) if gate is None else (len(gate), gates)
+    gate = next((len(x) for key, x in weights.items() if key.endswith("gate_q.weight")), None)
+    d, gates = (64, 0) if gate is None else (gate, gates)
     if "heads" not in given and D % d > 0:
         raise ValueError(f"width {D} is no multiple of {d} channels a head: give heads=")
-    options = dict(dim=D, channels=channels, patch_size=patch, heads=D // d)
+    options = dict(dim=D, channels=channels, patch_size=patch, heads=D // d, position="separate")
     options["depth"] = DEPTHS.get(D, depth)
-    options["mlp_ratio"] = len(weights["blocks.0.mlp.fc1.weight"]) / D
+    options["mlp_ratio"] = len(weights.get("blocks.0.mlp.fc1.weight", [])) / D or 4.0
     rows = [len(weights.get(f"head.classify.{layer}.weight", [])) for layer in layers]
-    options |= dict(num_classes=rows[-1] or 400, head_hidden=rows[0] if len(rows) > 1 else None)
+    options["num_classes"] = rows[-1] or 400
+    options["head_hidden"] = (rows[0] or None) if len(rows) > 1 else None
     space, time = weights.get("position.space"), weights.get("position.time")
     if space is not None:  # with a row for the class token
         side = math.isqrt(space.shape[1] - 1)
@@ -215,14 +169,17 @@ def read_options(family, weights, layers, gates, given):
             options["num_frames"] = 16
     if family == "motionformer" and "position.joint" in weights:
         options["position"] = "joint"
+    if family == "videomae":
+        options["norm_after_pool"] = "norm.weight" not in weights
+        if "norm.weight" in weights and rows[-1] > 0:
+            raise ValueError("its classifier reads the first patch (use_mean_pooling=False)")
     if family == "lvt":
         options["patch_stride"] = patch[2] * 7 // 8  # 14 of 16
     share = "half" if rows[-1] == 174 else "quarter_8"  # of Something-Something
-    two_steps = "blocks.0.steps.1.qkv.weight" in weights
-    trajectory = "blocks.0.steps.0.proj_kv.weight" in weights
+    two_steps = any(".steps.1.qkv." in key for key in weights)
     schemes = {
         "timesformer": "divided" if two_steps else "joint",
-        "motionformer": "trajectory" if trajectory else "joint",
+        "motionformer": "trajectory" if any("proj_kv" in key for key in weights) else "joint",
         "xvit": f"xvit_{share}",
         "lvt": f"lvt_{share}{GATES[gates]}" if two_steps else "linear",
     }
@@ -255,20 +212,25 @@ def resized(family, table, old, new):
 
 
 def sinusoids(n, D):
-    """VideoMAE's positions (1, n, D), sine and cosine in turn."""
+    """VideoMAE's positions (1, n, D), sine and cosine in turn, rounded as there."""
     pair = torch.arange(0, D, 2, dtype=torch.float64)
     angles = torch.arange(n)[:, None] / 10_000 ** (pair / D)  # (n, D/2)
     table = torch.stack([angles.sin(), angles.cos()], dim=2)  # (n, D/2, 2)
-    return table.view(1, n, D).to(torch.get_default_dtype())
+    return table.view(1, n, D).float().to(torch.get_default_dtype())
 
 
-def fresh_classifier(weights, own, layer):
-    """{name: tensor} of a last layer for a file that has none, or one for other classes."""
-    rows = [len(weights[layer + kind]) for kind in ("weight", "bias") if layer + kind in weights]
-    shape = own[layer + "weight"].shape
-    if len(rows) == 1 or (rows and rows[0] == shape[0]):
-        return {}
+def add_fresh_classifier(weights, own, last, family):
+    """A new last layer if the file has one for other classes, a new classifier if it has none."""
+    rows = [len(x) for name, x in weights.items() if name.startswith(last)]
+    classes = len(own.get(last + "weight", ()))
+    if len(rows) == 1 or (rows and rows[0] == classes):
+        return
+    whole = not any(name.startswith("head.classify.") for name in weights)
+    fresh = ("head.classify.", "head.norm.") if whole and family == "videomae" else "head.classify."
+    for name in [name for name in own if name.startswith(fresh if whole else last)]:
+        weights[name] = torch.full(own[name].shape, float(name.endswith("weight")))  # a norm's
+        if own[name].ndim == 2:
+            nn.init.trunc_normal_(weights[name], std=0.02)
     has = f"{rows[0]} classes" if rows else "no classifier"
-    warnings.warn(f"the file has {has}, the model {shape[0]}: its last layer is not trained")
-    fresh = nn.init.trunc_normal_(torch.empty(shape), std=0.02)
-    return {layer + "weight": fresh, layer + "bias": torch.zeros(shape[0])}
+    new = "classifier" if whole else "last layer"
+    warnings.warn(f"the file has {has}, the model {classes}: its {new} is not trained")

@@ -1,9 +1,12 @@
 """Published sizes, released weights and image weights: what is loaded, and what is refused. Their
 numbers are compared by the golden cases."""
 
+import argparse
 import json
 import re
-from functools import cache
+import sys
+import types
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +92,7 @@ def test_any_tensor_that_is_missing_unexpected_or_misshapen_is_refused(name):
     [
         (TIMESFORMER, state_of(TIMESFORMER, "time_embed"), {}, "1 missing: position.time"),
         (TIMESFORMER, state_of(TIMESFORMER, "blocks.1"), dict(depth=2), "missing: blocks.1.steps"),
-        (TIMESFORMER, {"a": torch.zeros(2)}, {}, "unreadable: 'patches.*1 unexpected: a"),
+        (TIMESFORMER, {"a": torch.zeros(2)}, {}, "1 missing: patches.proj.weight; 1 unexpected: a"),
         (TIMESFORMER, {"epoch": 3, "ema": {}, "a": np.zeros(3)}, {}, "dense_floats: epoch, ema, a"),
         (TIMESFORMER, OF_192, {}, r"\d{3} missing"),  # twelve blocks, where published models have
         (TIMESFORMER, {"a": torch.zeros(3, device="meta")}, {}, "no_dense_floats: a"),
@@ -97,7 +100,7 @@ def test_any_tensor_that_is_missing_unexpected_or_misshapen_is_refused(name):
         (MOTION, state_of(MOTION, "pre_logits"), {}, "missing: head.classify.0.weight"),
         (MOTION, {"head0.weight": torch.zeros(3)}, {}, "two classifiers: classifier="),
         (XVIT, state_of(XVIT, "temporal_encoder"), {}, "missing: head.temporal.blocks.0"),
-        (XVIT, state_of(XVIT, "consensus"), {}, "16 missing: head"),
+        (LVT, state_of(LVT, "blocks.0"), dict(heads=2, depth=2), "28 missing: blocks.0"),
         (XVIT, None, dict(head_depth=2), "missing: head.temporal.blocks.1"),
         (LVT, state_of(LVT, "k_gate"), {}, "missing: blocks.0.steps.0.gate_k"),
         (VIVIT, None, dict(image_size=224), "position.joint .1, 32, 24. for .1, 1568, 24."),
@@ -109,16 +112,42 @@ def test_what_would_be_another_model_is_refused(name, state, given, match):
         load(name, state, **given)
 
 
-def test_files(tmp_path):
-    path, model = tmp_path / "K400.pyth", load(TIMESFORMER)
-    torch.save({"epoch": 3, "model_state": state_of(TIMESFORMER)}, path)
-    assert all(map(torch.equal, model.parameters(), load(TIMESFORMER, path).parameters()))
+def test_files(tmp_path, monkeypatch):
+    path, state = tmp_path / "K400.pyth", state_of(TIMESFORMER)
+    options = argparse.Namespace(rate=0.1)  # as in VideoMAE's files; it runs no code
+    torch.save({"epoch": 3, "args": options, "model_state": state}, path)
+    parameters = list(load(TIMESFORMER).parameters())
+    assert all(map(torch.equal, parameters, load(TIMESFORMER, path).parameters()))
     trap, whole = tmp_path / "trap.pyth", path.read_bytes()
     torch.save({"model_state": test_files}, trap)  # what would run code
     for content in (trap.read_bytes(), whole[:9000], whole[:-9], b"version https://git-lfs", b""):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="cut short, no file of weights, or holds more"):
             load(TIMESFORMER, path)
+    with pytest.raises(FileNotFoundError, match="no file other.pyth; README of github"):
+        load(TIMESFORMER, "other.pyth")
+    path = path.rename(tmp_path / "K400.safetensors")
+    for package in (None, types.SimpleNamespace(load_file=lambda given: {str(path): state}[given])):
+        monkeypatch.setitem(sys.modules, "safetensors", package)
+        monkeypatch.setitem(sys.modules, "safetensors.torch", package)
+        if package is None:
+            with pytest.raises(ImportError, match="K400.safetensors: pip install safetensors"):
+                load(TIMESFORMER, path)
+    assert all(map(torch.equal, parameters, load(TIMESFORMER, path).parameters()))
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_other_forms_of_a_file(name):
+    """Prefixes, nestings, half precision; without biases of q, k and v they are zeros."""
+    state = state_of(name)
+    model, biases = load(name), r"(\.qkv|query|key|value|proj_q|proj_kv)\.bias"
+    wrapped = {"model": {"state_dict": {f"module.{key}": x for key, x in state.items()}}, "step": 3}
+    without = state_of(name, biases)
+    zeros = state | {key: x * 0 for key, x in state.items() if key not in without}
+    assert load(name, wrapped)(clip := clip_of(model)).equal(model(clip))
+    assert load(name, without)(clip).equal(load(name, zeros)(clip))
+    half = load(name, {key: x.half() for key, x in state.items()}).parameters()
+    assert all(x.dtype == torch.float32 and x.equal(x.half().float()) for x in half)
 
 
 @pytest.mark.parametrize("name", ["xvit_quarter_8", "lvt_quarter_8_two_gates"])
@@ -137,18 +166,42 @@ def test_the_slip():
     assert given.weight.equal(state_of(MOTION)["blocks.0.attn.proj_kv.weight"])
 
 
-def test_a_fresh_last_layer_another_classifier_and_nan():
-    bare = {key.removeprefix("vivit."): x for key, x in state_of(VIVIT, "classifier").items()}
-    for state, given, match in ((None, dict(num_classes=9), "5 classes"), (bare, {}, "no class")):
-        with pytest.warns(UserWarning, match=f"the file has {match}.*not trained") as said:
-            model = load(VIVIT, state, **given)
-        assert len(said) == 1 and model(clip_of(model)).shape == (2, given.get("num_classes", 400))
-    heads = state_of(MOTION, "^head")
-    heads |= {"head0.weight": torch.ones(7, 24), "head0.bias": torch.ones(7)}
-    heads |= {"head1.weight": torch.ones(9, 24), "head1.bias": torch.ones(9)}
-    assert load(MOTION, heads, classifier="head1").config["num_classes"] == 9
-    with pytest.warns(UserWarning, match="NaN or infinity in cls_token"):
-        load(MOTION, state_of(MOTION) | {"cls_token": torch.full((1, 1, 24), torch.nan)})
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("given", [{}, dict(num_classes=9)])
+def test_a_fresh_classifier(name, given):
+    """One warning; up to the features a file without classifier is the same."""
+    bare = state_of(name, r"(^|\.)(head|classifier|pre_logits|mlp_head|new_fc)\.")
+    model = load(name)
+    for state, has in ((bare, "no classifier"), (state_of(name), "5 classes"))[: 1 + len(given)]:
+        with pytest.warns(UserWarning, match=f"the file has {has}.*is not trained") as said:
+            fresh = load(name, state, **given)
+        assert len(said) == 1 and fresh(clip_of(model)).shape == (2, given.get("num_classes", 400))
+        assert fresh.forward_features(clip := clip_of(model)).equal(model.forward_features(clip))
+
+
+def test_what_no_tensor_tells():
+    """eps, hidden_act and head_act are in the config, and a plain VideoTransformer refuses it."""
+    model = load(MOTION, eps=(1e-3, 0.1), hidden_act="relu", head_act="gelu")
+    norms = [model.blocks[0].norms[0], model.blocks[1].mlp_norm, model.norm]
+    assert [norm.eps for norm in norms] == [1e-3, 1e-3, 0.1]
+    assert isinstance(model.blocks[1].mlp.gelu, torch.nn.ReLU)
+    assert isinstance(model.head.classify[1], torch.nn.GELU)
+    config = json.loads(json.dumps(model.config))
+    again = quirks.ReleasedTransformer(**config).eval()
+    again.load_state_dict(model.state_dict())
+    assert again(clip := clip_of(model)).equal(model(clip))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'eps'"):
+        va.VideoTransformer(**config)
+    with pytest.raises(TypeError, match="not JSON serializable"):  # when it is saved
+        json.dumps(load(MOTION, heads=np.int64(3)).config)
+
+
+def test_two_classifiers():
+    state = state_of(MOTION, "^head")
+    for i in (0, 1):
+        state |= {f"head{i}.weight": torch.ones(7 + i, 24), f"head{i}.bias": torch.ones(7 + i)}
+    for i in (0, 1):
+        assert load(MOTION, state, classifier=f"head{i}").config["num_classes"] == 7 + i
 
 
 def test_what_the_classes_tell_and_how_tables_are_resized():
@@ -167,35 +220,41 @@ def test_what_the_classes_tell_and_how_tables_are_resized():
     rows, columns = [y * 4 // 5 for y in range(5)], [x * 4 // 7 for x in range(7)]
     assert position.space[0].view(5, 7, -1).equal(table[0].view(4, 4, -1)[rows][:, columns])
     assert load(TIMESFORMER, image_size=(16, 64)).position.space.equal(table)  # 2 rows of 8
+    state = state_of(TIMESFORMER) | {"model.pos_embed": torch.randn(1, 257, 24)}  # 8 rows of 32
+    wide = load(TIMESFORMER, state, image_size=(64, 256)).position.space
+    assert wide.equal(state["model.pos_embed"][:, 1:])
 
 
 def test_videomae_and_vivit_as_it_is_in_memory():
     """Their other names on the tensors of the saved ViViT; VideoMAE's positions are in no file."""
-    words = [("encoder.layer", "layers"), ("attention.attention", "attention"), ("query", "q_proj")]
-    words += [
-        ("key", "k_proj"),
-        ("value", "v_proj"),
-        ("attention.output.dense", "attention.o_proj"),
-    ]
-    words += [("intermediate.dense", "mlp.fc1"), ("output.dense", "mlp.fc2")]
+    saved = "encoder.layer attention.attention query key value attention.output.dense"
+    ours = "layers attention q_proj k_proj v_proj attention.o_proj mlp.fc1 mlp.fc2"
+    words = zip(f"{saved} intermediate.dense output.dense".split(), ours.split())
     memory, clip = state_of(VIVIT), torch.randn(1, 3, 4, 32, 32)
-    for saved, ours in words:
-        memory = {key.replace(saved, ours): x for key, x in memory.items()}
+    for before, after in words:
+        memory = {key.replace(before, after): x for key, x in memory.items()}
     assert load(VIVIT, memory)(clip).equal(load(VIVIT)(clip))
-    state = state_of(VIVIT, "cls_token|position_emb|key.bias")
-    state = {key.replace("vivit.layernorm", "fc_norm"): x for key, x in state.items()}
-    model = from_released("videomae", state, heads=3, num_frames=4, image_size=32)
+    videomae = partial(from_released, "videomae", heads=3, num_frames=4, image_size=32)
+    other = state_of(VIVIT, "cls_token|position_emb|key.bias")
+    state = {key.replace("vivit.layernorm", "fc_norm"): x for key, x in other.items()}
+    model = videomae(state)
     angles = torch.arange(32)[:, None] / 10_000 ** (torch.arange(24) // 2 * 2 / 24)
     table = torch.where(torch.arange(24) % 2 == 0, angles.sin(), angles.cos())
     torch.testing.assert_close(model.position.joint[0], table)
     assert model.head.norm.weight.equal(state["fc_norm.weight"])
     assert not model.blocks[1].steps[0].qkv.bias[24:48].any()
+    with pytest.raises(ValueError, match="classifier reads the first patch"):
+        videomae(other)
+    before = {key: x for key, x in other.items() if "classifier" not in key}  # fine-tuning
+    with pytest.warns(UserWarning, match="no classifier"):
+        model = videomae(before | {"decoder.norm.weight": torch.ones(9)})
+    assert model.norm.weight.equal(state["fc_norm.weight"]) and not model.config["norm_after_pool"]
 
 
 # ==== IMAGE WEIGHTS ===============================================================================
 def video_model(attention="divided", **options):
     sizes = dict(dim=24, depth=2, heads=3, image_size=32, patch_size=8, num_frames=6, num_classes=3)
-    return va.VideoTransformer(attention, **sizes | options).eval()
+    return va.VideoTransformer(attention, **sizes | dict(position="separate") | options).eval()
 
 
 @pytest.mark.parametrize("attention", ["divided", "space", "window", "factorised"])
@@ -242,7 +301,8 @@ def test_tubelets_tables_and_norms():
         ({"blocks.0.ls1.gamma": (24,)}, {}, "1 unexpected: blocks.0.ls1.gamma"),
         ({"reg_token": (1, 4, 24)}, {}, "1 unexpected: reg_token"),
         ({"model.pos_embed": (1, 24, 24)}, {}, "position.space .1, 23, 24. for .1, 16, 24."),
-        ({}, dict(position="none"), "unexpected: .*position.space"),
+        ({}, dict(position="none"), "separate.*unexpected: .*position.space"),
+        ({}, dict(position="rotary"), "separate.*unexpected: .*position.space"),
         ({}, dict(depth=3), "missing: blocks.2"),
         ({}, dict(depth=1), "unexpected: blocks.1.mlp.fc1"),
         ({"time_embed": (1, 4, 24)}, dict(patch_size=16), "unexpected: time_emb.*misshapen: patch"),
