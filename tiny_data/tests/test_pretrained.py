@@ -65,11 +65,19 @@ def test_published_parameters(name):
 
 # ==== RELEASED WEIGHTS ============================================================================
 @pytest.mark.parametrize("name", WHOLE)
-def test_saved_and_built_again_it_is_the_same_to_the_last_bit(name):
-    model = load(name)
+def test_saved_and_built_again_or_from_other_forms_of_a_file(name):
+    """The same to the last bit. Without biases of q, k and v they are zeros."""
+    model, state = load(name), state_of(name)
     again = va.VideoTransformer(**json.loads(json.dumps(model.config))).eval()
     again.load_state_dict(model.state_dict())
     assert not model.training and torch.equal(again(clip := clip_of(model)), model(clip))
+    nested = {"model": {"state_dict": {f"module.{key}": x for key, x in state.items()}}, "step": 3}
+    assert load(name, nested)(clip).equal(model(clip))
+    without = state_of(name, r"(\.qkv|query|key|value|proj_q|proj_kv)\.bias")
+    zeros = state | {key: x * 0 for key, x in state.items() if key not in without}
+    assert load(name, without)(clip).equal(load(name, zeros)(clip))
+    half = load(name, {key: x.half() for key, x in state.items()}).parameters()
+    assert all(x.dtype == torch.float32 and x.equal(x.half().float()) for x in half)
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -134,20 +142,6 @@ def test_files(tmp_path, monkeypatch):
             with pytest.raises(ImportError, match="K400.safetensors: pip install safetensors"):
                 load(TIMESFORMER, path)
     assert all(map(torch.equal, parameters, load(TIMESFORMER, path).parameters()))
-
-
-@pytest.mark.parametrize("name", WHOLE)
-def test_other_forms_of_a_file(name):
-    """Prefixes, nestings, half precision; without biases of q, k and v they are zeros."""
-    state = state_of(name)
-    model, biases = load(name), r"(\.qkv|query|key|value|proj_q|proj_kv)\.bias"
-    wrapped = {"model": {"state_dict": {f"module.{key}": x for key, x in state.items()}}, "step": 3}
-    without = state_of(name, biases)
-    zeros = state | {key: x * 0 for key, x in state.items() if key not in without}
-    assert load(name, wrapped)(clip := clip_of(model)).equal(model(clip))
-    assert load(name, without)(clip).equal(load(name, zeros)(clip))
-    half = load(name, {key: x.half() for key, x in state.items()}).parameters()
-    assert all(x.dtype == torch.float32 and x.equal(x.half().float()) for x in half)
 
 
 @pytest.mark.parametrize("name", ["xvit_quarter_8", "lvt_quarter_8_two_gates"])
@@ -245,10 +239,13 @@ def test_videomae_and_vivit_as_it_is_in_memory():
     assert not model.blocks[1].steps[0].qkv.bias[24:48].any()
     with pytest.raises(ValueError, match="classifier reads the first patch"):
         videomae(other)
-    before = {key: x for key, x in other.items() if "classifier" not in key}  # fine-tuning
-    with pytest.warns(UserWarning, match="no classifier"):
-        model = videomae(before | {"decoder.norm.weight": torch.ones(9)})
+    bare = {f"backbone.{key}": x for key, x in other.items() if "classifier" not in key}
+    with pytest.warns(UserWarning, match="no classifier"):  # before fine-tuning
+        model = videomae(bare | {"decoder.norm.weight": torch.ones(9)})
     assert model.norm.weight.equal(state["fc_norm.weight"]) and not model.config["norm_after_pool"]
+    with pytest.warns(UserWarning, match="no classifier"):  # without a last norm
+        model = videomae({key: x for key, x in bare.items() if "layernorm." not in key})
+    assert model.head.norm.weight.eq(1).all() and not model.head.norm.bias.any()
 
 
 # ==== IMAGE WEIGHTS ===============================================================================
