@@ -252,8 +252,7 @@ class Questions:
             same_gradients(*forms, qkv(grid, class_tokens_of(kind, grid), self.heads))
 
     def test_attends_to_what_the_paper_says(self):
-        """The patches from which the oracle takes values; the picture of the docstring shows them,
-        without a picture it is everything."""
+        """The oracle takes values of these patches; the picture shows them, without one all."""
         text = re.sub(r" +$", "", type(self).mechanism.__doc__, flags=re.M)
         module = self.step(self.heads * d, self.heads).double()
         for grid, query in product((GRID, (4, 4, 6)), ((0, 0, 0), (1, 1, 2), (3, 3, 5))):
@@ -418,8 +417,7 @@ class TestDivided(Questions):
     reach = ({}, {"causal": True})
 
     def oracle(self, q, k, v, grid, causal=False, class_key=False):
-        """Equation 11: with class_key the class token is one more key of every patch, and attends
-        to all tokens."""
+        """Equation 11: with class_key class tokens are keys of every patch, and attend to all."""
         C, patches = q.shape[2] - math.prod(grid), patches_of(grid)
         lists = [[range(q.shape[2])] if class_key else [] for _ in range(C)]
         for t, *place in patches:
@@ -499,8 +497,7 @@ class TestShiftedWindows(InGroups):
             assert calls.pop() == (T * H * W // 392, h, 392, d) and not calls
 
     def rolled(self, q, k, v, grid, size, displaced):
-        """Video Swin's code: roll the clip back by half a window, attend in equal windows, roll
-        forth. A mask parts what the roll has joined."""
+        """Video Swin's code: roll back by half a window, attend in windows, masked, roll forth."""
         roll = [p // 2 if displaced and p < n else 0 for n, p in zip(grid, size)]
         apart, together = "B h (T t) (H y) (W x) d", "B T H W h (t y x) d"
         sizes = dict(zip("tyx", size))
@@ -721,8 +718,7 @@ class TestLinear(Questions):
 
 
 class TestInFloat32:
-    """What needs float32 has it in half precision and under autocast; what comes back is as what
-    came, but numbers of tokens stay whole."""
+    """What needs float32 has it, also under autocast; back come halves, but whole numbers whole."""
 
     calls = {
         "pool": lambda x, y: va.pool(x[None], (3, 4, 5), (2, 3, 2)),
@@ -1105,8 +1101,7 @@ def gate_by_hand(layer, q, k, v):
 
 
 def neighbours_by_hand(x, grid, steps, share):
-    """Every channel fetched by itself. Beyond the border along one axis is zero, diagonally a patch
-    keeps its own."""
+    """Channel by channel. Beyond the border along an axis is zero, diagonally the patch's own."""
     patches, (_, heads, N, width) = patches_of(grid), x.shape
     number, x = {patch: n for n, patch in enumerate(patches)}, x.transpose(1, 2).flatten(2)
     x, channels = torch.cat([x, torch.zeros_like(x[:, :1])], dim=1), []  # token N is outside
@@ -1159,8 +1154,7 @@ class TestLVTAlongTime(Questions):
 
     @pytest.mark.parametrize("bias", [0.0, -4.0, -8.0, -30.0, -200.0])
     def test_gates_that_are_nearly_closed(self, bias):
-        """What they let through is little, what comes out is not, in half precision too; with a
-        closed gate it is no division by zero."""
+        """Little passes, what comes out is not little, in half precision too; none divides by 0."""
         (q, k, v), module = torch.randn(3, 1, 2, 560, 64), self.step(128, 2)
         nn.init.normal_(module.gate_q.weight, std=0.05), nn.init.constant_(module.gate_q.bias, bias)
         expected = module.mechanism(q, k, v, (20, 4, 7))
@@ -1303,8 +1297,7 @@ class TestBlocksAndHeads:
         same(block(x, GRID), expected + block.mlp.fc2(hidden))
 
     def test_depthwise_mlp(self):
-        """Channel by channel a 3 x 3 window with zeros around the frame, between the two layers;
-        here with ViViT's form of GELU."""
+        """A 3 x 3 window in each channel, with zeros around the frame; here with ViViT's GELU."""
         T, H, W = GRID
         mlp, x = va.MLP(D, 10, depthwise=True, gelu="tanh").double(), randn(B, T * H * W, D)
         hidden = nn.functional.pad(mlp.fc1(x).unflatten(1, GRID), (0, 0, 1, 1, 1, 1))
@@ -1582,8 +1575,7 @@ class TestBackbone:
 
     @every_scheme
     def test_any_clip(self, name):
-        """The grid belongs to the call: other frames, rows and columns, one patch, no clips. What
-        is random is so in training."""
+        """Other frames, rows and columns, one patch, no clips. What is random is so in training."""
         model = short(name, dropout=0.5, drop_path=0.5)
         for size in ((2, 3, 5, 24, 56), (1, 3, 1, 16, 24), (1, 3, 6, 8, 8), (1, 3, 1, 8, 8)):
             logits = model(torch.randn(size))
@@ -1826,6 +1818,7 @@ def models_of_every_form():
     forms += [{"head": "temporal", "class_token": kind} for kind in ("frame", "none")]
     forms += [{"depthwise": True, "class_token": "none", "patch_size": 9, "patch_stride": 8}]
     forms += [{"position": "joint", "num_frames": 5, "head_mlp": "gelu", "head_hidden": 13}]
+    forms += [{"class_token": "clip", "registers": 2}]
     models += [tiny("space", **sizes | form) for form in forms]
     models += [tiny(name, **sizes, position="rotary") for name in ("joint", "linear", "lvt")]
     models += [tiny("trajectory", **sizes)]  # with a hook, in the plain form
@@ -1841,10 +1834,10 @@ def test_every_line_that_makes_a_tensor_has_a_true_shape_comment():
     for model in models_of_every_form():
         N = model.forward_features(video).shape[1]
         checker.model = {"B": 2, "T": 6, "H": 3, "W": 4, "S": 12, "D": 140, "h": 10, "d": 14}
-        checker.model |= {"N": N, "C": N - 72, "c": min(1, N - 72), "grid": (6, 3, 4)}
+        checker.model |= {"N": N, "C": N - 72, "c": 1 if N == 78 else N - 72, "grid": (6, 3, 4)}
         sys.settrace(checker)
         try:
-            model(video)
+            model(video), model.feature_maps(video)
             va.attention_weights(torch.randn(2, 5, 14), torch.randn(2, 3, 14))
             va.linear_attention(*qkv, (6, 3, 4))
             va.performer_attention(*qkv, (6, 3, 4), va.orthogonal_projection(13, 14))
@@ -1867,11 +1860,8 @@ def definitions():
 
 
 class TestCopying:
-    made = {
-        "orthoformer_attention": "orthogonal_prototypes",
-        "performer_attention": "orthogonal_projection",
-        "trajectory_attention": "attend_along_trajectories attend_per_frame",
-    }
+    made = {"orthogonal_prototypes", "orthogonal_projection", "attend_per_frame"}
+    made |= {"attend_along_trajectories"}
 
     def test_every_mechanism_has_questions_a_cost_and_a_source(self):
         classes = [*Questions.__subclasses__(), *InGroups.__subclasses__()]
@@ -1880,31 +1870,43 @@ class TestCopying:
         for name, title in product(asked, ("Cost  ", "Source  ", "Copy with  ", "https://")):
             assert title in vars(va)[name].__doc__, name
 
+    def to_copy(self, name):
+        """A definition and what its line names; with "and theirs" also what these name."""
+        line = r"^ *(?:# )?Copy with +(\w+(?:,\s+\w+)*)( and theirs)?$"
+        line = re.search(line, definitions()[name], re.M)
+        named = re.split(r",\s+", line.group(1)) if line else []
+        return {name}.union(named, *map(self.to_copy, named if line and line.group(2) else []))
+
     @pytest.mark.parametrize("name", [n for n, x in definitions().items() if "Copy with  " in x])
     def test_the_copied_text_runs_alone(self, name):
-        """With the imports of the file; the line names nothing that its text does not need, but for
-        what makes the arguments that are neither tokens nor layers."""
-        line = re.search(r"^ *Copy with +(\w+(?:,\s+\w+)*)$", vars(va)[name].__doc__, re.M)
-        named = {name, *re.split(r",\s+", line.group(1))}
+        """With the imports; the line names only what the text needs, or what makes arguments."""
+        named, ours, alone = self.to_copy(name), vars(va)[name], {}
         texts = [text for known, text in definitions().items() if known in named]
         nodes = [node for text in texts for node in ast.walk(ast.parse(text))]
         used = {node.id for node in nodes if isinstance(node, ast.Name)} & definitions().keys()
-        assert named == {name, *self.made.get(name, "").split(), *used}
+        assert {name, *used} <= named <= {name, *self.made, *used}
         imports = re.findall(r"^(?:import|from) .*$", SOURCE, re.M)
-        alone, (q, k, v) = {}, qkv(C=1, heads=4)
         exec("\n".join([*imports, *texts]), alone)
-        more = {
-            "orthoformer_attention": lambda: [alone["orthogonal_prototypes"](q, k, 9)],
-            "performer_attention": lambda: [alone["orthogonal_projection"](13, d).double()],
-            "trajectory_attention": lambda: [alone["attend_per_frame"], lambda y: y.sum(3)],
-        }.get(name, list)()
-        inputs = (q, GRID) if name == "rotate" else (q, k, v, GRID, *more)
-        same(alone[name](*inputs), vars(va)[name](*inputs), 0)
+        if isinstance(ours, type):
+            options = {"mechanism": lambda q, k, v, grid: q + v} if name == "Attention" else {}
+            ours, copied = (one(24, 4, rotary=9, **options).double() for one in (ours, alone[name]))
+            copied.load_state_dict(ours.state_dict())
+            x = randn(B, 1 + math.prod(GRID), 24)
+            return same(copied(x, GRID), ours(x, GRID), 0)
+        given = q, k, _, _ = (*qkv(C=1, heads=4), GRID)
+        inputs = {
+            "rotate": lambda: (q, GRID),
+            "orthogonal_prototypes": lambda: (q, k, 9),
+            "attend_in_groups": lambda: (*given, "(B T) h (H W) d"),
+            "attend_in_boxes": lambda: (*given, [[range(n)] for n in GRID]),
+            "orthoformer_attention": lambda: (*given, alone["orthogonal_prototypes"](q, k, 9)),
+            "performer_attention": lambda: (*given, alone["orthogonal_projection"](13, d).double()),
+            "trajectory_attention": lambda: (*given, alone["attend_per_frame"], lambda y: y.sum(3)),
+        }.get(name, lambda: given)()
+        same(alone[name](*inputs), ours(*inputs), 0)
 
 
 class TestFile:
-    """What a visitor finds."""
-
     def test_lines_columns_and_imports(self):
         lines, imports = SOURCE.splitlines(), re.findall(r"^ *(?:import|from) (\w+)", SOURCE, re.M)
         assert len(lines) <= 1400
@@ -1933,7 +1935,6 @@ ANY_T = EXPECTED.keys() - ONE_GRAPH_FOR_EACH_T
 class TestGraphs:
     """One graph for clips of many lengths. A table of time is taken as it is at the T it was made
     for, which is a graph of its own; so the models here are made for one frame.
-
     einops are nodes that are not looked into. VA_COMPILE=inductor looks into all, and builds it."""
 
     @pytest.fixture(autouse=True)
@@ -1979,8 +1980,6 @@ class TestGraphs:
 
 
 class TestPlumbing:
-    """What else people do to a model."""
-
     @every_scheme
     @HALVES
     def test_half_precision(self, name, dtype):

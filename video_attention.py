@@ -1,8 +1,8 @@
 """How video transformers attend: the attention mechanisms of nine papers and the full backbone.
 
-A clip becomes a grid of patch tokens, and attention decides which of them exchange information. If
-every patch attends to every patch, the cost is the square of their number. So each paper here
-asks: which patches may a patch attend to, and at what cost?
+A clip becomes a grid of patch tokens, and attention decides which of them exchange information.
+The cost of attention among all patches is the square of their number. So each paper here asks:
+which patches may a patch attend to, and at what cost?
 
 NOTATION    for code, shapes, equations and costs
     B   clips in the batch                      D   width of a token
@@ -10,19 +10,30 @@ NOTATION    for code, shapes, equations and costs
     H   rows of the patch grid                  d   width of a head, d = D / h
     W   columns of the patch grid               e   width of a value, d unless said
     S   patches in a frame, S = H * W           P   prototypes or landmarks
-    C   class tokens, T is one a frame          M   random features
-    c   class tokens in a group (C = T: one)    I, J   queries and keys of one attention
+    C   class tokens and registers, see below   M   random features
+    c   class tokens in a group, see below      I, J   queries and keys of one attention
     N   tokens in all, N = C + T * S            L   patches of a group;  n   how many there are
 
     A video is (B, channels, frames, height, width). Tokens are (B, C + T*S, D): class tokens first,
     then the patches frame by frame and row by row, so that the patch at (t, y, x) is token
-    C + t*S + y*W + x. T, H and W belong to the call: a model built for 8 frames of 14 x 14 patches
-    also runs 5 frames of 9 x 13.
+    C + t*S + y*W + x. A model built for one grid (T, H, W) of patches also runs on others.
+
+    C = T class tokens are one a frame. Any other C belong to the clip: its class token and its
+    registers, which are treated alike. A group of patches of one frame gets the class token of that
+    frame, c = 1, or copies of all C of the clip, c = C. A group along time gets none by default.
 
     A comment such as  # (B, h, N, d)  gives the shape of what its line makes. In equations q, k, v
     and out are one query, key, value and output: out_i that of token i, out_st that of position s
     in frame t, out_tyx that of the patch at (t, y, x). A prime marks what is attended to, W_q is a
     matrix of weights, and softmax_j runs over j. Vectors are columns after a W, otherwise rows.
+
+BEFORE YOU PASTE a mechanism into your own model
+    Tokens are ordered (t y x), class tokens first; TimeSformer's own code has (h w t), with which
+    results are 30% off and no error appears. q, k, v are (B, h, N, d), as in torch's
+    scaled_dot_product_attention, and the grid is (T, H, W), in this order. Keep the line with
+    count_class_tokens: it notices another layout, such as (B, N, h, d), but no other order. After
+    time attention no bias of `proj` may reach class tokens: use skips_class_token in Attention.
+    python -m tiny_data.copy trajectory_attention > trajectory.py  makes a file that runs alone.
 
 SKELETON    A mechanism is a function of q, k, v (B, h, C + T*S, d) and the grid (T, H, W), which
     returns (B, h, C + T*S, d). The module Attention puts it between its projections: that is a
@@ -30,12 +41,13 @@ SKELETON    A mechanism is a function of q, k, v (B, h, C + T*S, d) and the grid
     line that computes it. In docstrings:
     Picture     Q is the querying patch, # what it attends to, in four frames of 4 x 6 patches;
                 without a picture it attends to everything
-    Class token what happens to it; without this line it is a token like any other
+    Class token what happens to class tokens; without this line they are tokens like any other
     Cost        multiply-accumulates for one clip, without the qkv and output projections
     Source      the paper, and file and line of its released code, in the repositories named below
     Differs     where paper, released code and this file differ
     Today       systems that people meet now and that attend in this way
-    Copy with   the definitions that must come along, beside the imports
+    Copy with   the definitions that must come along, beside the imports; "X and theirs" is X and
+                what X names under its own Copy with. VideoTransformer needs the whole file.
 
 CONTENTS    search for the words in capitals
     SOFTMAX ATTENTION, MODULE, JOINT SPACE-TIME                    what all others restrict
@@ -65,10 +77,8 @@ from torch.utils.checkpoint import checkpoint
 # ==== SOFTMAX ATTENTION ===========================================================================
 def attend(q, k, v, causal=False):
     """Softmax attention: every query takes a weighted mean of the values.
-
     q (..., I, d), k (..., J, d), v (..., J, e) -> (..., I, e), the leading axes independently. With
     causal, query i attends to the keys 0 .. i. Torch has kernels that store no I x J weights.
-
     Cost        I*J*(d + e)        for every leading index
     """
     # out_i = sum_j softmax_j(q_i . k_j / sqrt(d)) v_j
@@ -81,8 +91,8 @@ def attention_weights(q, k):
     return scores.softmax(dim=-1)  # (..., I, J)
 
 def count_class_tokens(x, grid):
-    """C, the class tokens before the patches of x (..., N, d or D), which lie frame by frame and
-    row by row: one a frame (T), or as many of the whole clip, with registers, as fill no row."""
+    """C, the class tokens that precede the patches of x (..., N, d or D): T, one a frame, or any
+    number of the clip's that is below T * min(H, W), as more could be a row of patches."""
     T, H, W = grid
     C = x.shape[-2] - T * H * W
     fits = C == T or 0 <= C < T * min(H, W)
@@ -92,7 +102,6 @@ def count_class_tokens(x, grid):
 # ==== MODULE: a mechanism between its projections =================================================
 class Attention(nn.Module):
     """Project tokens to q, k and v, let the mechanism attend, project back.
-
     module(x, (T, H, W)) with x (B, C + T*S, D) -> the same shape
     mechanism   a function of q, k, v and the grid, called with `options`. A subclass, which has
                 state of its own, overrides the method of this name instead.
@@ -101,10 +110,10 @@ class Attention(nn.Module):
     skips_class_token   class tokens get zeros after the last layer, so that no bias reaches them
                 and the residual leaves them as they were
     rotary      the base of rotary positions for q and k, see rotate; None is without
-
     Cost        4*N*D**2        beside the mechanism's own; 5*N*D**2 with an extra layer
     Differs     TimeSformer's paper counts the extra layer's parameters and does not describe it.
                 ViViT's zeroes all weights of its time attention: then only a bias gets a gradient.
+    Copy with   count_class_tokens, rotate and theirs
     """
     def __init__(self, dim, heads, mechanism=None, dropout=0.0, zero_init=None, qkv_bias=True,
                  skips_class_token=False, rotary=None, **options):
@@ -144,7 +153,6 @@ class Attention(nn.Module):
 # ==== JOINT SPACE-TIME: every patch attends to the whole clip =====================================
 def joint_attention(q, k, v, grid):
     """Attention over all tokens at once: the most that a patch can attend to.
-
     Cost        2*(C + T*S)**2*D
     Source      https://arxiv.org/abs/2102.05095 eq. 5, TimeSformer (ST); vit.py:57
     Today       VideoMAE, V-JEPA 2, Wan 2.1 and HunyuanVideo, the last three with rotary positions
@@ -158,9 +166,9 @@ def joint_attention(q, k, v, grid):
 IN_FRAMES = "(B T) h (H W) d"  # every frame is a group; "(B T H) h W d" makes every row one
 
 def attend_in_groups(q, k, v, grid, pattern, attention=attend):
-    """Let `attention` attend inside groups of patches of one size, each within one frame.
-
-    `pattern` says how to group them, the right side of an einops pattern for "B h (T H W) d".
+    """Let `attention` attend inside groups of patches of one size, each within one frame. The
+    groups are `pattern`, the right side of an einops pattern for "B h (T H W) d".
+    Copy with   attend, count_class_tokens, into_groups, out_of_groups
     """
     C = count_class_tokens(q, grid)
     q, k, v = (into_groups(x, grid, pattern) for x in (q, k, v))  # each (B*T*n, h, c + L, d)
@@ -194,17 +202,16 @@ def out_of_groups(x, grid, pattern, C):
 # ==== SPACE: every patch attends to its own frame =================================================
 def space_attention(q, k, v, grid, attention=attend):
     """Attention inside each frame, by `attention`: patches of different frames exchange nothing.
-
         t=0     t=1     t=2     t=3
         ......  ######  ......  ......
         ......  ##Q###  ......  ......
         ......  ######  ......  ......
         ......  ######  ......  ......
-    Class token One per clip is copied into all frames, the copies averaged; one per frame stays.
+    Class token A clip's are copied into all frames and the copies averaged; a frame's stays in it.
     Cost        2*T*(S + c)**2*D
     Source      https://arxiv.org/abs/2102.05095 eq. 6, TimeSformer (S); vit.py:137
     Differs     The paper leaves open what the class token attends to; this follows its code.
-    Copy with   attend, count_class_tokens, IN_FRAMES, attend_in_groups, into_groups, out_of_groups
+    Copy with   IN_FRAMES, attend_in_groups and theirs
     """
     # out_st = sum_s' softmax_s'(q_st . k_s't / sqrt(d)) v_s't
     return attend_in_groups(q, k, v, grid, IN_FRAMES, attention)  # (B, h, N, d)
@@ -213,17 +220,15 @@ def space_attention(q, k, v, grid, attention=attend):
 # Two cheap steps, each with weights of its own, after which every patch has met the whole clip.
 def time_attention(q, k, v, grid, attention=attend, causal=False, class_key=False):
     """Attention along time, by `attention`: a patch attends to the same position in every frame,
-    with causal in none that is later. With class_key, as in the paper, the class token is one more
-    key of every patch and attends to all tokens itself.
-
+    with causal in none that is later. With class_key, as in the paper, the class tokens are keys of
+    every patch as well and attend to all tokens themselves.
         t=0     t=1     t=2     t=3
         ......  ......  ......  ......
         ..#...  ..Q...  ..#...  ..#...
         ......  ......  ......  ......
         ......  ......  ......  ......
-
-    Class token Without class_key takes no part and gets zeros, so that a residual leaves it as it
-                was; a module needs skips_class_token, so that no bias reaches it either.
+    Class token Without class_key they take no part and get zeros, so that a residual leaves them as
+                they were; a module needs skips_class_token, so that no bias reaches them either.
     Cost        2*S*T**2*D
     Cost, class_key  2*(S*T*(T + C) + C*(C + T*S))*D
     Source      https://arxiv.org/abs/2102.05095 section 3 and eq. 11; vit.py:126
@@ -236,9 +241,8 @@ def time_attention(q, k, v, grid, attention=attend, causal=False, class_key=Fals
     T, H, W = grid
     C = count_class_tokens(q, grid)
     along = "B h (T H W) d -> (B H W) h T d"  # one group for every position in the frame
-    q_t, k_t, v_t = (
-        rearrange(x[:, :, C:], along, T=T, H=H, W=W) for x in (q, k, v)
-    )  # each (B*S, h, T, d)
+    q_t, k_t, v_t = (rearrange(x[:, :, C:], along, T=T, H=H, W=W)
+                     for x in (q, k, v))  # each (B*S, h, T, d)
     if class_key:
         class_token = attend(q[:, :, :C], k, v)  # (B, h, C, d)
         class_k = k[:, :, :C].repeat_interleave(H * W, dim=0)  # (B*S, h, C, d)
@@ -257,7 +261,6 @@ def time_attention(q, k, v, grid, attention=attend, causal=False, class_key=Fals
 # ==== AXIAL: time, then the row, then the column ==================================================
 def width_attention(q, k, v, grid):
     """Attention along the row of a patch, in its own frame.
-
         t=0     t=1     t=2     t=3
         ......  ......  ......  ......
         ......  ##Q###  ......  ......
@@ -267,14 +270,13 @@ def width_attention(q, k, v, grid):
     Cost        2*T*H*(W + c)**2*D
     Source      https://arxiv.org/abs/2102.05095 section 3, TimeSformer (T+W+H)
     Differs     No code was released, and the paper does not say what the class token attends to.
-    Copy with   attend, count_class_tokens, attend_in_groups, into_groups, out_of_groups
+    Copy with   attend_in_groups and theirs
     """
     # out_tyx = sum_x' softmax_x'(q_tyx . k_tyx' / sqrt(d)) v_tyx'
     return attend_in_groups(q, k, v, grid, "(B T H) h W d")  # (B, h, N, d)
 
 def height_attention(q, k, v, grid):
     """Attention along the column of a patch, in its own frame; the three steps span the clip.
-
         t=0     t=1     t=2     t=3
         ......  ..#...  ......  ......
         ......  ..Q...  ......  ......
@@ -283,7 +285,7 @@ def height_attention(q, k, v, grid):
     Class token As in space attention, with a copy in every column.
     Cost        2*T*W*(H + c)**2*D
     Source      https://arxiv.org/abs/2102.05095 section 3, TimeSformer (T+W+H)
-    Copy with   attend, count_class_tokens, attend_in_groups, into_groups, out_of_groups
+    Copy with   attend_in_groups and theirs
     """
     # out_tyx = sum_y' softmax_y'(q_tyx . k_ty'x / sqrt(d)) v_ty'x
     return attend_in_groups(q, k, v, grid, "(B T W) h H d")  # (B, h, N, d)
@@ -291,7 +293,6 @@ def height_attention(q, k, v, grid):
 # ==== FACTORISED: half of the heads in space, half in time ========================================
 def factorised_heads_attention(q, k, v, grid):
     """Space and time attention side by side: each takes half of the heads of one layer.
-
         t=0     t=1     t=2     t=3
         ......  ######  ......  ......
         ..#...  ##Q###  ..#...  ..#...
@@ -301,8 +302,7 @@ def factorised_heads_attention(q, k, v, grid):
     Cost        T*(S + c)**2*D + S*T**2*D
     Source      https://arxiv.org/abs/2103.15691 section 3.3, ViViT, model 4
     Today       Sparse VideoGen, where each head chooses space or time as it runs
-    Copy with   attend, count_class_tokens, IN_FRAMES, attend_in_groups, into_groups, out_of_groups,
-                space_attention, time_attention
+    Copy with   space_attention, time_attention and theirs
     """
     assert q.shape[1] % 2 == 0, f"h={q.shape[1]} heads do not divide into halves"
     first, second = zip(*(x.chunk(2, dim=1) for x in (q, k, v)))  # each (B, h/2, N, d), three
@@ -315,9 +315,8 @@ def factorised_heads_attention(q, k, v, grid):
 # ==== BOXES OF TOKENS: groups that need not have the same size ====================================
 def attend_in_boxes(q, k, v, grid, parts):
     """Attention inside boxes that tile the clip; the class tokens join all, averaged afterwards.
-
-    `parts` lists for each axis of the grid the ranges of positions that cut it; every combination
-    of frames, rows and columns is a box. Boxes of one size are joined to the batch in one call.
+    `parts` lists the ranges that cut each axis of the grid; a box is a range from each axis.
+    Copy with   attend, count_class_tokens, tokens_of_boxes
     """
     C = count_class_tokens(q, grid)
     boxes = tokens_of_boxes(grid, parts, C)
@@ -351,18 +350,17 @@ def cut(n, size, first):
 # ==== SPARSE LOCAL-GLOBAL: a quarter of every frame, then an eighth of the clip ===================
 def local_attention(q, k, v, grid):
     """Attention inside one of four windows: half of the rows, half of the columns, all frames.
-
         t=0     t=1     t=2     t=3
         ###...  ###...  ###...  ###...
         ###...  ##Q...  ###...  ###...
         ......  ......  ......  ......
         ......  ......  ......  ......
-    Class token Joins all four windows and its outputs are averaged.
+    Class token They join all four windows and their outputs are averaged.
     Cost        8*(C + T*S/4)**2*D        with H and W even
     Source      https://arxiv.org/abs/2102.05095 section 3, TimeSformer (L+G)
     Differs     No code was released. The paper gives each query T x H/2 x W/2 neighbours; here four
                 windows tile the frame, and the global step after it connects them.
-    Copy with   attend, count_class_tokens, attend_in_boxes, tokens_of_boxes, cut
+    Copy with   attend_in_boxes, cut and theirs
     """
     T, H, W = grid
     rows, columns = (H + 1) // 2, (W + 1) // 2
@@ -372,18 +370,17 @@ def local_attention(q, k, v, grid):
 
 def global_attention(q, k, v, grid):
     """Attention over every other frame, row and column: an eighth of the clip, spread over it.
-
         t=0     t=1     t=2     t=3
         ......  ......  ......  ......
         ......  #.Q.#.  ......  #.#.#.
         ......  ......  ......  ......
         ......  #.#.#.  ......  #.#.#.
-    Class token Joins all eight lattices and its outputs are averaged.
+    Class token They join all eight lattices and their outputs are averaged.
     Cost        16*(C + T*S/8)**2*D        with T, H and W even
     Source      https://arxiv.org/abs/2102.05095 section 3, TimeSformer (L+G)
     Differs     No code was released. The paper asks for stride 2 along all axes and leaves open
                 where a lattice starts. Here it is that of the query, which so attends to itself.
-    Copy with   attend, count_class_tokens, attend_in_boxes, tokens_of_boxes
+    Copy with   attend_in_boxes and theirs
     """
     parts = [(range(0, n, 2), range(1, n, 2)) for n in grid]  # even and odd positions of an axis
     # out_i = sum_j softmax_j(q_i . k_j / sqrt(d)) v_j,   j: the tokens of its lattice
@@ -394,19 +391,18 @@ def shifted_window_attention(q, k, v, grid, size=(8, 7, 7), displaced=False):
     """Attention inside windows of size (frames, rows, columns), moved by half of it if `displaced`.
     Steps alternate, so that patches separated in one meet in the next. An axis no longer than its
     window is not cut. With size=(2, 2, 3) and displaced=True:
-
         t=0     t=1     t=2     t=3
         ......  ......  ......  ......
         ......  .#Q#..  .###..  ......
         ......  .###..  .###..  ......
         ......  ......  ......  ......
-    Class token Joins every window and its outputs are averaged.
+    Class token They join every window and their outputs are averaged.
     Cost        2*T*S*(size[0]*size[1]*size[2])*D        for whole windows only, and C = 0
     Source      https://arxiv.org/abs/2106.13230 section 3.3, Video Swin
     Differs     No relative position bias, no hierarchy; an MLP after both steps, not after each.
                 Where windows do not divide the grid, Video Swin attends to zeros; here they shrink.
     Today       Sliding tile attention, which also takes keys from the boxes around
-    Copy with   attend, count_class_tokens, attend_in_boxes, tokens_of_boxes, cut
+    Copy with   attend_in_boxes, cut and theirs
     """
     assert displaced in (False, True), f"displaced={displaced}: True is by half a window"
     first = [max(1, length // 2) if displaced else length for length in size]
@@ -417,18 +413,15 @@ def shifted_window_attention(q, k, v, grid, size=(8, 7, 7), displaced=False):
 # ==== TEMPORAL WINDOW: the frames around, and all patches of them =================================
 def window_attention(q, k, v, grid, window=1, causal=False):
     """Every patch attends to all patches of the frames t - w .. t + w, w = window, or with causal
-    of t - w .. t. The window is a slice of the stack of frames, with fewer of them at the ends.
-    Window 0 is space attention; a window over the whole clip is joint attention, if there is no
-    class token or one per frame. n layers reach n*w frames each way.
-
+    of t - w .. t; at the ends there are fewer. Window 0 is space attention, one over the whole clip
+    joint attention if no class token is the clip's. n layers reach n*w frames each way.
         t=0     t=1     t=2     t=3
         ######  ######  ######  ......
         ######  ##Q###  ######  ......
         ######  ######  ######  ......
         ######  ######  ######  ......
-
-    Class token One per frame belongs to its frame; a clip's only one is copied into every frame,
-                and so brings later frames into the next layer even with causal.
+    Class token A frame's belongs to its frame; a clip's are copied into every frame, and so bring
+                later frames into the next layer even with causal.
     Cost        2*(T*(2*w + 1) - w*(w + 1))*(S + c)**2*D        with w < T
     Source      https://arxiv.org/abs/2106.05968 eq. 7, X-ViT
     Today       V-JEPA 2-AC and Self-Forcing, causal; Radial attention, narrower for distant frames
@@ -470,7 +463,6 @@ def attend_with_means(q, k, v, k_means, v_means, T):
 def summary_attention(q, k, v, grid):
     """Space attention; the means of all frames join the keys and values of every frame. So a patch
     attends to its own frame patch by patch (#), to all frames through their means (m).
-
         t=0     t=1     t=2     t=3
         mmmmmm  ######  mmmmmm  mmmmmm
         mmmmmm  ##Q###  mmmmmm  mmmmmm
@@ -495,11 +487,8 @@ def summary_attention(q, k, v, grid):
 def mix_frames(x, T, window=1, moved=0.5):
     """Replace channels of every frame by the same channels of the frames around it: the fraction
     `moved` in equal parts from the 2*window other frames, zeros from beyond the ends of the clip.
-
         k~_t = [ k_t+1 | k_t-1 | k_t . . . ]     window=1, moved=1/2: a quarter, a quarter, a half
-
-    x (B*T, h, L, d), L tokens a frame -> the same shape
-    """
+    x (B*T, h, L, d), L tokens a frame -> the same shape"""
     assert window >= 0 and 0 <= moved <= 1, f"window={window}, moved={moved}"
     away = [sign * by for by in range(1, window + 1) for sign in (1, -1)]  # 1, -1, 2, -2, ...
     n, d = len(away), x.shape[-1]
@@ -512,16 +501,15 @@ def mix_frames(x, T, window=1, moved=0.5):
     return torch.cat(mixed, dim=-1).flatten(0, 1)  # (B*T, h, L, d)
 
 def mixing_attention(q, k, v, grid, window=1, moved=0.5, summary=False):
-    """Space attention, but keys and values hold channels of the 2*window frames around (#). So it
+    """Space attention, but keys and values hold channels of the 2*window frames around (#): so it
     imitates a temporal window without more keys. On a still clip the two agree, but for the frames
     at the ends. With `summary` the means of all frames, taken before mixing, join the keys.
-
         t=0     t=1     t=2     t=3
         ######  ######  ######  ......
         ######  ##Q###  ######  ......
         ######  ######  ######  ......
         ######  ######  ######  ......
-    Class token One per frame, mixed like the patches; a clip's only one is copied into every frame.
+    Class token A frame's is mixed like the patches; a clip's are copied into every frame first.
     Cost        2*T*(S + c)**2*D        without summary
     Source      https://arxiv.org/abs/2106.05968 eq. 9 and 10; temporal_shift.py:44
     Differs     Channels stand in another order than in eq. 9. The released models mix the joined
@@ -575,13 +563,12 @@ def pooled_attention(q, k, v, grid, stride=(1, 2, 2), pool_queries=False):
     """Every patch attends to the whole clip at a lower resolution: to means over blocks of patches,
     marked # and - in turn. With pool_queries the queries are means too, and every patch of a block
     gets the block's result; the residual is not pooled, so that the patches still differ.
-
         t=0     t=1     t=2     t=3
         ##--##  ##--##  ##--##  ##--##
         ##--##  ##Q-##  ##--##  ##--##
         --##--  --##--  --##--  --##--
         --##--  --##--  --##--  --##--
-    Class token Is not pooled.
+    Class token They are not pooled.
     Cost        2*(C + T*S)*(C + T*S/4)*D        with the default stride, H and W even
     Cost, pool_queries  2*(C + T*S/4)**2*D
     Source      https://arxiv.org/abs/2104.11227 section 3.1, MViT
@@ -603,10 +590,8 @@ def pooled_attention(q, k, v, grid, stride=(1, 2, 2), pool_queries=False):
 @in_float32
 def attend_linearly(q, k, v, eps=1e-6, rotation=nn.Identity()):
     """Attention with weights q_i . k_j instead of exp(q_i . k_j); q and k are never negative.
-
     q (..., I, M), k (..., J, M), v (..., J, e) -> (..., I, e). The sums over j are the same for all
     i. `rotation` turns q and k in the numerator alone: turned features can be negative (RoFormer).
-
     Cost        min((I + J)*M*e, I*J*(M + e)) + I*M
     """
     (I, M), (J, e) = q.shape[-2:], v.shape[-2:]
@@ -623,7 +608,6 @@ def relu_features(x):
 
 def linear_attention(q, k, v, grid):
     """Joint attention in linear time.
-
     Cost        2*(C + T*S)*d*D + (C + T*S)*D        with d tokens or more
     Source      https://arxiv.org/abs/2210.08164, LVT; linear_block_v2.py:287
     Differs     Everything of LVT here follows its released code.
@@ -645,11 +629,9 @@ def orthogonal_projection(features, d):
 @in_float32
 def favor_features(x, projection, axes, eps=1e-6):
     """Features phi > 0: on average phi(q) . phi(k) is exp(q . k / sqrt(d)), up to eps and a factor.
-
     x (..., I, d), projection (M, d) of rows w_m -> (..., I, M). `largest`, the maximum of w_m . x~
     over `axes`, keeps exp in range: one for each query (-1), one for all keys (-2, -1). The factor
-    exp(-largest) is in numerator and denominator of attention and cancels, but for eps.
-    """
+    exp(-largest) is in numerator and denominator of attention and cancels, but for eps."""
     x = x * x.shape[-1] ** -0.25  # (..., I, d)
     projected = x @ projection.to(x.dtype).T  # (..., I, M)
     largest = projected.max(dim=-1, keepdim=True).values  # (..., I, 1)
@@ -662,7 +644,6 @@ def performer_attention(q, k, v, grid, projection):
     """Softmax attention estimated by random features. The estimate is noisy: for N=64 and d=32 the
     relative error with 32, 128, 512, 2048 and 8192 features is .12 .06 .03 .015 .008 if q and k
     have scale 1/4, and 1.7 1.4 1.2 1.1 .8 if they have scale 1 (answering zeros has error 1).
-
     Cost        4*(C + T*S)*M*D + (C + T*S)*h*M        with M >= d tokens or more
     Source      https://arxiv.org/abs/2009.14794 eq. 5; Motionformer's performer_helper.py:199
     Differs     Motionformer's code draws a new projection in every call, here it is a buffer.
@@ -676,7 +657,9 @@ def performer_attention(q, k, v, grid, projection):
     return attend_linearly(q, k, v, eps=0.0)  # (B, h, N, d)
 
 class PerformerAttention(Attention):
-    """performer_attention with `features` random features, drawn once."""
+    """performer_attention with `features` random features, drawn once.
+    Copy with   Attention, performer_attention and theirs
+    """
     def __init__(self, dim, heads, features=256, **shared):
         super().__init__(dim, heads, **shared)
         self.register_buffer("projection", orthogonal_projection(features, dim // heads))
@@ -715,11 +698,9 @@ def landmark_inverse(q_means, k_means, iterations):
 
 def nystrom_attention(q, k, v, grid, landmarks=128, iterations=6):
     """The softmax matrix from P columns (mean keys), P rows (mean queries) and their crossing.
-
     Rows of Q, K and V are tokens, those of Q~ and K~ means of `landmarks` segments of tokens; ^+ is
     a pseudo-inverse. With every token a landmark it becomes exact as iterations grow, since
     A A^+ A = A; 6 leave 3% for 64 tokens and 24% for 1,568, if q, k ~ N(0, 1) and d=64.
-
     Cost        4*(C + T*S)*P*D + 2*P**2*D + 24*h*P**3        with 6 iterations
     Source      https://arxiv.org/abs/2102.03902 eq. 13; Motionformer's nystrom_helper.py:35
     Differs     Nystromformer adds a convolution of v along the tokens, needs P to divide N, and its
@@ -737,16 +718,12 @@ def nystrom_attention(q, k, v, grid, landmarks=128, iterations=6):
 # ==== ORTHOFORMER: a few tokens stand for all, those that differ most =============================
 def orthoformer_attention(q, k, v, grid, prototypes):
     """Attention in two steps, from the queries to P prototypes and from these to the keys.
-
-    prototypes p_l (B, h, P, d), such as orthogonal_prototypes(q, k, 128). Two softmaxes smooth
-    twice: with every key a prototype it is exact only if each is clearly closest to itself. For 48
-    orthogonal keys of norm 4, 8, 12 and 16 in 64 dimensions, and q ~ N(0, 1), the relative error is
-    0.4, 0.01, 6e-7 and 6e-13.
-
+    Prototypes p_l (B, h, P, d): see orthogonal_prototypes. Two softmaxes smooth twice: with every
+    key a prototype it is exact only if each is clearly closest to itself. For 48 orthogonal keys of
+    norm 4, 8, 12 and 16, d=64 and q ~ N(0, 1), the relative error is 0.4, 0.01, 6e-7 and 6e-13.
     Cost        4*(C + T*S)*P*D        beside choosing the prototypes
     Source      https://arxiv.org/abs/2106.05392 eq. 10; orthoformer_helper.py:69
-    Copy with   attend, count_class_tokens, in_float32, most_orthogonal_subset,
-                orthogonal_prototypes
+    Copy with   attend, count_class_tokens, orthogonal_prototypes and theirs
     """
     count_class_tokens(q, grid)  # only checks
     # out_i = sum_l softmax_l(q_i . p_l / sqrt(d)) sum_j softmax_j(p_l . k_j / sqrt(d)) v_j
@@ -755,10 +732,8 @@ def orthoformer_attention(q, k, v, grid, prototypes):
 @in_float32
 def most_orthogonal_subset(x, count):
     """Pick `count` vectors greedily, each as orthogonal as can be to those before it (algorithm 1).
-
     x (..., n, d) -> indices (..., P): the first vector, then always the one whose largest |cosine|
     to the picks so far is smallest. No gradient runs through the choice.
-
     Cost        n**2*d        for every leading index
     Differs     The paper starts from a random vector, this from the first.
     """
@@ -777,8 +752,8 @@ def most_orthogonal_subset(x, count):
 def orthogonal_prototypes(q, k, count, oversample=3):
     """The most orthogonal of oversample * count queries and keys, evenly spaced in [q, k], from the
     first query on: q, k (B, h, N, d) -> (B, h, P, d).
-
     Differs     The paper draws these candidates at random, its code takes all queries and no keys.
+    Copy with   most_orthogonal_subset, in_float32
     """
     tokens = torch.cat([q, k], dim=2)  # (B, h, 2*N, d)
     last, n = tokens.shape[2] - 1, min(oversample * count, tokens.shape[2])
@@ -788,7 +763,9 @@ def orthogonal_prototypes(q, k, count, oversample=3):
     return candidates.gather(2, picked.unsqueeze(3).expand(-1, -1, -1, q.shape[3]))  # (B, h, P, d)
 
 class OrthoformerAttention(Attention):
-    """orthoformer_attention; `choose(q, k, count)` gives the prototypes (B, h, P, d)."""
+    """orthoformer_attention; `choose(q, k, count)` gives the prototypes (B, h, P, d).
+    Copy with   Attention, orthoformer_attention and theirs
+    """
     def __init__(self, dim, heads, prototypes=128, choose=orthogonal_prototypes, **shared):
         super().__init__(dim, heads, **shared)
         self.count, self.choose = prototypes, choose
@@ -800,13 +777,10 @@ class OrthoformerAttention(Attention):
         return orthoformer_attention(q, k, v, grid, self.chosen(q, k))  # (B, h, N, d)
 
 # ==== TRAJECTORY: attend to every frame separately, then along the path that this gives ===========
-# Objects move, so the same position in another frame may show another object. Each patch attends to
-# every frame separately; the T tokens that it finds are its trajectory, to which it attends then.
+# Objects move, so the same position in another frame may show another object.
 def attend_per_frame(q, k, v, T, attention=attend):
     """First stage: what each query finds in each frame, its trajectory y~ of T tokens.
-
-    q (B, h, I, d), k and v (B, h, T*L, d) -> (B, h, I, T, d). `attention` attends inside a frame.
-    """
+    q (B, h, I, d), k and v (B, h, T*L, d) -> (B, h, I, T, d); `attention` is inside a frame."""
     k, v = (rearrange(x, "B h (T L) d -> (B T) h L d", T=T) for x in (k, v))  # each (B*T, h, L, d)
     q = repeat(q, "B h I d -> (B T) h I d", T=T)  # (B*T, h, I, d)
     # y~_{st,t'} = sum_s' softmax_s'(q_st . k_s't' / sqrt(d)) v_s't'
@@ -819,10 +793,8 @@ def own_frame(y):
 
 def attend_along_trajectories(y, proj_q, proj_kv):
     """Second stage: every patch attends to the T tokens of its trajectory.
-
     y~ (B, h, T*S, T, d) -> (B, h, T*S, d). The layers are proj_q, D -> D, with the weights W_q, and
-    proj_kv, D -> 2*D, with W_k above W_v.
-    """
+    proj_kv, D -> 2*D, with W_k above W_v."""
     h = y.shape[1]
     # q~_st = W_q y~_{st,t}
     q = rearrange(proj_q(own_frame(y)), "B N (h d) -> B h N 1 d", h=h)  # (B, h, T*S, 1, d)
@@ -834,11 +806,9 @@ def attend_along_trajectories(y, proj_q, proj_kv):
 
 def attend_along_trajectories_fast(y, proj_q, proj_kv):
     """The same, without projecting all T*S*T tokens; for layers that is_plain.
-
     q~ . (W_k y~) = (W_k^T q~) . y~, so the query is projected and not T keys; W_k's bias adds the
     same to all T scores and cancels. sum_t a_t (W_v y~_t + b_v) = W_v (sum_t a_t y~_t) + b_v, so
-    one mean is projected and not T values.
-    """
+    one mean is projected and not T values."""
     h, d = y.shape[1], y.shape[4]
     W_k, W_v = rearrange(proj_kv.weight, "(n h d) D -> n h d D", n=2, h=h)  # each (h, d, D)
     q = proj_q(own_frame(y)).unflatten(2, (h, d)) / math.sqrt(d)  # (B, T*S, h, d)
@@ -847,7 +817,7 @@ def attend_along_trajectories_fast(y, proj_q, proj_kv):
     for q_n, y_n in zip(q.chunk(2, dim=1), y.chunk(2, dim=1)):  # half of the patches at a time
         q_n = torch.einsum("BLhd,hdD->BLhD", q_n, W_k)  # (B, L, h, D), W_k^T q~
         mean = weights_along_trajectories(q_n, y_n) @ y_n  # (B, L, h, D), sum_t a_t y~_t
-        found.append(torch.einsum("BLhD,hdD->BhLd", mean, W_v))
+        found.append(torch.einsum("BLhD,hdD->BhLd", mean, W_v))  # (B, h, L, d)
     b_v = proj_kv.bias.view(2, h, 1, d)[1]  # (h, 1, d)
     return torch.cat(found, dim=2) + b_v  # (B, h, T*S, d)
 
@@ -859,18 +829,15 @@ def weights_along_trajectories(q, y):
 def trajectory_attention(q, k, v, grid, first_stage, second_stage, at_once=None):
     """Find each patch's trajectory, one token in each frame, then attend along it. A patch whose
     object is in one place in each frame attends to this path:
-
         t=0     t=1     t=2     t=3
         #.....  ......  ......  ......
         ......  ..Q...  ......  ......
         ......  ......  ....#.  ......
         ......  ......  ......  .....#
-
     first_stage(q, k, v, T) -> (B, h, T*S, T, d) is attend_per_frame or an approximation of it, and
     second_stage(y) -> (B, h, T*S, d) is attend_along_trajectories with its two layers. `at_once`
     positions of all frames at a time save memory; approximations need all queries, that is None.
-
-    Class token Attends to all tokens and skips the second stage. No patch attends to it.
+    Class token They attend to all tokens and skip the second stage. No patch attends to them.
     Cost        2*(T*S)**2*D + 2*C*(C + T*S)*D + T*S*D**2 + 2*T*S*T*D**2 + 2*T*S*T*D
     Cost, fast  2*(T*S)**2*D + 2*C*(C + T*S)*D + 3*T*S*D**2 + 2*T*S*h*T*D
     Source      https://arxiv.org/abs/2106.05392 eq. 4 to 6; vit_helper.py:146
@@ -890,7 +857,10 @@ def trajectory_attention(q, k, v, grid, first_stage, second_stage, at_once=None)
     return torch.cat([class_token, out], dim=2)  # (B, h, N, d)
 
 class TrajectoryAttention(Attention):
-    """trajectory_attention with the two layers of its second stage."""
+    """trajectory_attention with the two layers of its second stage.
+    Copy with   Attention, trajectory_attention, is_plain, attend_along_trajectories_fast,
+                weights_along_trajectories and theirs
+    """
     def __init__(self, dim, heads, first_stage=attend_per_frame, at_once=None, **shared):
         super().__init__(dim, heads, **shared)
         assert at_once is None or first_stage is attend_per_frame, "an approximation takes all"
@@ -943,7 +913,9 @@ def performer_per_frame(q, k, v, T, projection):
     return torch.einsum("BhIM,BhMTd->BhITd", q, found) / total.unsqueeze(4)  # (B, h, I, T, d)
 
 class OrthoformerTrajectoryAttention(TrajectoryAttention, OrthoformerAttention):
-    """Prototypes that all frames share, or chosen in each frame (Motionformer's table 3d)."""
+    """Prototypes that all frames share, or chosen in each frame (Motionformer's table 3d).
+    Copy with   TrajectoryAttention, OrthoformerAttention, orthoformer_per_frame and theirs
+    """
     def __init__(self, dim, heads, shared_prototypes=True, **shared):
         super().__init__(dim, heads, **shared)
         self.shared_prototypes = shared_prototypes
@@ -959,15 +931,14 @@ class OrthoformerTrajectoryAttention(TrajectoryAttention, OrthoformerAttention):
         return attend_per_frame(q, p, found, T)  # (B, h, T*S, T, d)
 
 class PerformerTrajectoryAttention(TrajectoryAttention, PerformerAttention):
+    # Copy with   TrajectoryAttention, PerformerAttention, performer_per_frame and theirs
     def first_stage(self, q, k, v, T):
         return performer_per_frame(q, k, v, T, self.projection)  # (B, h, T*S, T, d)
 
 # ==== FEATURE FIXATION: a gate that says which features of q and k count ==========================
 def fixation_gate(layer, q, k, v):
     """A gate in 0..1 for each feature: attention then takes gate * phi(q) and gate * phi(k).
-
     phi(q), phi(k) and v (B, h, N, d) -> (B, h, N, d). The layer, 3*d -> d, is shared by all heads.
-
     Cost        3*N*d*D
     Source      https://arxiv.org/abs/2210.08164; linear_block_v2.py:436
     """
@@ -980,13 +951,10 @@ EIGHT_AROUND = [(0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1),  # for attention a
                 (0, -1, -1), (0, 1, 1), (0, -1, 1), (0, 1, -1)]  # fmt: skip
 
 def shift_from_neighbours(x, grid, steps, share):
-    """Replace channels of every patch by the same channels of its neighbours.
-
+    """Replace channels of every patch by the same channels of its neighbours:
         x~_i = [ x_i+steps[0] | x_i+steps[1] | ... | x_i ],   i = (t, y, x), `share` channels each
-
     x (B, h, T*S, d) -> the same shape; channels are those of all heads joined. Beyond the border of
     the clip are zeros, in diagonal steps the patch's own channels, as in the released code.
-
     Source      https://arxiv.org/abs/2210.08164; temporal_shift.py:97
     """
     T, H, W = grid
@@ -1008,11 +976,12 @@ def shift_from_neighbours(x, grid, steps, share):
 # ==== LVT: linear attention along an axis, with fixation and neighbours ===========================
 class LinearAttention(Attention):
     """Linear attention along an axis, with LVT's additions.
-
     axis        "joint" (all tokens), "space" (inside each frame) or "time" (same position)
     fixation    gate the features of q and k, see fixation_gate
     neighbours  half of the channels of k and v come from patches that the axis does not reach: in
                 the next and previous frame (space), the eight around (time); without class tokens
+    Copy with   Attention, time_attention, space_attention, relu_features, attend_linearly,
+                fixation_gate, shift_from_neighbours, NEXT_AND_PREVIOUS, EIGHT_AROUND and theirs
     """
     def __init__(self, dim, heads, axis="joint", fixation=False, neighbours=False, rotary=None,
                  **shared):
@@ -1051,15 +1020,11 @@ class LinearAttention(Attention):
 # ==== ROTARY POSITIONS: q and k turned, so that scores depend on where they are ===================
 @in_float32
 def rotate(x, grid, base=10_000):
-    """Turn pairs of channels of queries or keys by angles that grow with the position (t, y, x).
-
-    Of d channels 2*(d//6) belong to y, as many to x, and the rest to t. Pair i of the `width`
-    channels of an axis is turned by the angle position / base^(2i / width). The positions of two
-    patches then enter their score by their difference alone. Values are not turned.
-
-    x (B, h, C + T*S, d) -> the same shape
-
-    Class token Is not turned, so that its scores depend on where a patch is.
+    """Turn pairs of channels of queries or keys by angles that grow with the position (t, y, x):
+    x (B, h, C + T*S, d) -> the same shape. Of d channels 2*(d//6) belong to y, as many to x, and
+    the rest to t. Pair i of the `width` channels of an axis is turned by the angle position /
+    base^(2i / width). Of two positions only the difference enters the score. Values are not turned.
+    Class token They are not turned, so that their scores depend on where a patch is.
     Source      https://arxiv.org/abs/2104.09864 (RoFormer); Wan-Video/Wan2.1, wan/modules/model.py
     Today       Wan 2.1; V-JEPA 2 and Qwen2-VL, which divide the channels in other ways
     Copy with   in_float32, count_class_tokens
@@ -1137,10 +1102,8 @@ def as_sizes(size):
 
 class PatchEmbedding(nn.Module):
     """Cut a clip into patches of (frames, rows, columns) pixels and project each to D numbers.
-
     video (B, channels, frames, height, width) -> tokens (B, T*S, D) and their grid (T, H, W).
-    Patches of several frames are tubelets (ViViT, Motionformer). With a stride they overlap (LVT).
-    """
+    Patches of several frames are tubelets (ViViT, Motionformer); a stride makes overlaps (LVT)."""
     def __init__(self, patch_size, dim, channels=3, stride=None):
         super().__init__()
         size, self.overlap = as_sizes(patch_size), stride is not None
@@ -1177,7 +1140,6 @@ def resize_positions(table, old, new):
 
 class PositionEmbedding(nn.Module):
     """Learned position embeddings, added to the tokens: x (B, C + T*S, D) -> the same shape.
-
     kind        "none"      no embeddings
                 "rotary"    none here, but every step turns its queries and keys, see rotate
                 "space"     one for every position in a frame
@@ -1218,7 +1180,7 @@ class PositionEmbedding(nn.Module):
             class_token = class_token + time if self.per_frame else class_token  # (B, C, D)
         if self.joint is not None:
             patches = patches + resize_positions(self.joint, self.grid, grid)  # (B, T*S, D)
-        return torch.cat([class_token, patches], dim=1)  # (B, N, D)
+        return torch.cat([class_token, patches], dim=1)  # (B, C + T*S, D)
 
 # ==== BLOCKS: the steps of a scheme and an MLP, each with a residual ==============================
 class StochasticDepth(nn.Dropout):
@@ -1268,11 +1230,9 @@ class Block(nn.Module):
 # ==== HEADS: tokens to classes ====================================================================
 class TemporalAttentionHead(nn.Module):
     """A new class token and the T frames in `depth` more transformer layers: x (B, T, D) -> (B, D).
-
     Without `frames` it is X-ViT's temporal attention: no positions, no qkv biases, no last norm.
     Its paper has one query, linear in T; its code, as here, has all 1 + T. With `frames` it has
-    positions for so many, biases and a norm: the temporal encoder of ViViT's model 2.
-    """
+    positions for so many, biases and a norm: the temporal encoder of ViViT's model 2."""
     def __init__(self, dim, heads, depth=1, frames=None):
         super().__init__()
         assert depth > 0, f"head_depth={depth}"
@@ -1299,7 +1259,6 @@ class TemporalAttentionHead(nn.Module):
 
 class Head(nn.Module):
     """Classify a clip: pooled features (B, D), or (B, T, D) with a temporal head -> logits.
-
     mlp         None        a linear layer (TimeSformer's code; its paper has a hidden layer)
                 "tanh"      linear, tanh, linear (Motionformer)
                 "gelu"      norm, linear, GELU, dropout, linear (X-ViT, LVT)
@@ -1323,7 +1282,6 @@ class Head(nn.Module):
 # ==== BACKBONE ====================================================================================
 class VideoTransformer(nn.Module):
     """Patches, positions, blocks and a head: the vision transformer with attention over video.
-
     model(video) with video (B, channels, frames, height, width) -> logits (B, num_classes)
     model.forward_features(video) -> tokens (B, C + T*S, D), normed unless norm_after_pool
     model.feature_maps(video) -> patches (B, T, H, W, D) and class tokens (B, C, D)
@@ -1394,12 +1352,12 @@ class VideoTransformer(nn.Module):
         x, grid = self.patches(video)  # (B, T*S, D)
         if self.class_token is not None:
             C = grid[0] if self.position.per_frame else 1
-            x = torch.cat([self.class_token.expand(x.shape[0], C, -1), x], dim=1)  # (B, N, D)
-        x = self.dropout(self.position(x, grid))  # (B, N, D)
+            x = torch.cat([self.class_token.expand(x.shape[0], C, -1), x], dim=1)  # (B, C + T*S, D)
+        x = self.dropout(self.position(x, grid))  # (B, C + T*S, D)
         if self.registers is not None:
             own, patches = x.tensor_split([x.shape[1] - math.prod(grid)], dim=1)  # (B, ..., D)
             registers = self.registers.expand(x.shape[0], -1, -1)  # (B, registers, D)
-            own = torch.cat([own, registers], dim=1)  # (B, C, D)
+            own = torch.cat([own, registers], dim=1)  # (B, C + registers, D)
             assert own.shape[1] != grid[0], f"{grid[0]} class tokens would be one a frame"
             x = torch.cat([own, patches], dim=1)  # (B, N, D)
         for block in self.blocks:
