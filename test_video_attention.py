@@ -1859,10 +1859,7 @@ def definitions():
     return {name: text for name, text in found.items() if name}
 
 
-class TestCopying:
-    made = {"orthogonal_prototypes", "orthogonal_projection", "attend_per_frame"}
-    made |= {"attend_along_trajectories"}
-
+class TestFile:
     def test_every_mechanism_has_questions_a_cost_and_a_source(self):
         classes = [*Questions.__subclasses__(), *InGroups.__subclasses__()]
         asked = {one.mechanism.__name__ for one in classes if one.mechanism}
@@ -1870,43 +1867,6 @@ class TestCopying:
         for name, title in product(asked, ("Cost  ", "Source  ", "Copy with  ", "https://")):
             assert title in vars(va)[name].__doc__, name
 
-    def to_copy(self, name):
-        """A definition and what its line names; with "and theirs" also what these name."""
-        line = r"^ *(?:# )?Copy with +(\w+(?:,\s+\w+)*)( and theirs)?$"
-        line = re.search(line, definitions()[name], re.M)
-        named = re.split(r",\s+", line.group(1)) if line else []
-        return {name}.union(named, *map(self.to_copy, named if line and line.group(2) else []))
-
-    @pytest.mark.parametrize("name", [n for n, x in definitions().items() if "Copy with  " in x])
-    def test_the_copied_text_runs_alone(self, name):
-        """With the imports; the line names only what the text needs, or what makes arguments."""
-        named, ours, alone = self.to_copy(name), vars(va)[name], {}
-        texts = [text for known, text in definitions().items() if known in named]
-        nodes = [node for text in texts for node in ast.walk(ast.parse(text))]
-        used = {node.id for node in nodes if isinstance(node, ast.Name)} & definitions().keys()
-        assert {name, *used} <= named <= {name, *self.made, *used}
-        imports = re.findall(r"^(?:import|from) .*$", SOURCE, re.M)
-        exec("\n".join([*imports, *texts]), alone)
-        if isinstance(ours, type):
-            options = {"mechanism": lambda q, k, v, grid: q + v} if name == "Attention" else {}
-            ours, copied = (one(24, 4, rotary=9, **options).double() for one in (ours, alone[name]))
-            copied.load_state_dict(ours.state_dict())
-            x = randn(B, 1 + math.prod(GRID), 24)
-            return same(copied(x, GRID), ours(x, GRID), 0)
-        given = q, k, _, _ = (*qkv(C=1, heads=4), GRID)
-        inputs = {
-            "rotate": lambda: (q, GRID),
-            "orthogonal_prototypes": lambda: (q, k, 9),
-            "attend_in_groups": lambda: (*given, "(B T) h (H W) d"),
-            "attend_in_boxes": lambda: (*given, [[range(n)] for n in GRID]),
-            "orthoformer_attention": lambda: (*given, alone["orthogonal_prototypes"](q, k, 9)),
-            "performer_attention": lambda: (*given, alone["orthogonal_projection"](13, d).double()),
-            "trajectory_attention": lambda: (*given, alone["attend_per_frame"], lambda y: y.sum(3)),
-        }.get(name, lambda: given)()
-        same(alone[name](*inputs), ours(*inputs), 0)
-
-
-class TestFile:
     def test_lines_columns_and_imports(self):
         lines, imports = SOURCE.splitlines(), re.findall(r"^ *(?:import|from) (\w+)", SOURCE, re.M)
         assert len(lines) <= 1400
