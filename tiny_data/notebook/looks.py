@@ -1,9 +1,11 @@
-"""How each scheme is drawn and named: the third place that a new mechanism touches.
+"""How each scheme is drawn, named and told: the third place that a new mechanism touches.
 
-A row of LOOKS is  name in va.ATTENTION | label | colour | marker | from | what a patch attends to.
-A scheme without a row is grey and keeps its name. README's table has the last two columns.
+A row of LOOKS is  label | colour | marker | from | what a patch attends to | why; its name in
+va.ATTENTION is the label in small letters with "_" between the words. A scheme without a row is
+grey and keeps its name. README's table has the columns "from" and "what a patch attends to".
 """
 
+import re
 from typing import NamedTuple
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; markers part those of one family.
@@ -13,33 +15,40 @@ COLOURS = dict(
 )  # fmt: skip
 
 LOOKS = """
-space | space | grey | o | TimeSformer | its own frame
-joint | joint | black | o | TimeSformer, ViViT 1 | everything
-divided | divided | blue | s | TimeSformer | its position in every frame, then its frame
-local_global | local-global | sky | h | TimeSformer | a quarter of each frame, then a lattice
-axial | axial | sky | P | TimeSformer | its position in every frame, its row, its column
-factorised | factorised | blue | D | ViViT 3 | its frame, then its position in every frame
-factorised_heads | factorised heads | blue | p | ViViT 4 | its frame or position, by halves of heads
-window | window | orange | v | X-ViT | all patches of the frames t-w to t+w
-shifted_windows | shifted windows | orange | < | Video Swin | boxes of the clip, then shifted boxes
-pooled | pooled | orange | > | MViT | everything, in means over blocks
-pooled_queries | pooled queries | orange | 8 | MViT | the same, and queries are means too
-mixing | mixing | green | D | X-ViT | its frame, with channels of the frames around
-summary | summary | grey | d | X-ViT | its frame and the mean of every frame
-mixing_summary | mixing + summary | green | d | X-ViT | as mixing, and the mean of every frame
-trajectory | trajectory | red | ^ | Motionformer | every frame separately, then along the path found
-trajectory_orthoformer | trajectory, Orthoformer | red | h | Motionformer | the same, by prototypes
-trajectory_nystrom | trajectory, Nystrom | red | p | Motionformer | the same, through segment means
-trajectory_performer | trajectory, Performer | red | * | Motionformer | the same, by random features
-orthoformer | Orthoformer | brown | h | Motionformer | everything, through prototypes
-nystrom | Nystrom | brown | p | Nystromformer | everything, through segment means
-performer | Performer | brown | * | Performer | everything, by random features
-linear | linear | purple | X | LVT | everything, with weights that are products
-linear_fixation | linear + fixation | purple | P | LVT | the same, with a gate for each feature
-lvt | LVT | purple | s | LVT | its position over time, then its frame, with neighbours' channels
-orthogonal | orthogonal | blue | o | | a choice of prototypes
-random | random | orange | s | | a choice of prototypes
-segments | segment means | green | ^ | | a choice of prototypes
+space | grey | o | TimeSformer | its own frame | frames exchange nothing, so motion stays unseen
+joint | black | o | TimeSformer, ViViT 1 | everything | nothing is out of reach, every pair costs
+divided | blue | s | TimeSformer | its position in every frame, then its frame | \
+    two cheap steps reach the whole clip, but along time each position sees only itself
+local-global | sky | h | TimeSformer | a quarter of each frame, then a lattice | near, then far
+axial | sky | P | TimeSformer | its position in every frame, its row, its column | three short lines
+factorised | blue | D | ViViT 3 | its frame, then its position in every frame | space comes first
+factorised heads | blue | p | ViViT 4 | its frame or position, by halves of heads | both at once
+window | orange | v | X-ViT | all patches of the frames t-w to t+w | \
+    what moves is still near one frame later, and every further layer sees further
+shifted windows | orange | < | Video Swin | boxes of the clip, then shifted boxes | so that all meet
+pooled | orange | > | MViT | everything, in means over blocks | there are fewer keys, less detail
+pooled queries | orange | 8 | MViT | everything in means, and asks as a mean | one answer a block
+mixing | green | D | X-ViT | its frame, with channels of the frames around | \
+    a key that carries its neighbours in time shows motion without one more product
+summary | grey | d | X-ViT | its frame and the mean of every frame | far frames come in brief
+mixing + summary | green | d | X-ViT | its frame, mixed, and every frame's mean | both at once
+trajectory | red | ^ | Motionformer | every frame separately, then along the path found | \
+    objects move, and what it looks at moves with them
+trajectory, Orthoformer | red | h | Motionformer | the path, by prototypes | few stand for all
+trajectory, Nystrom | red | p | Motionformer | the path, through segment means | few stand for all
+trajectory, Performer | red | * | Motionformer | the path, by random features | sums are made once
+Orthoformer | brown | h | Motionformer | everything, through prototypes | few stand for all
+Nystrom | brown | p | Nystromformer | everything, through segment means | few stand for all
+Performer | brown | * | Performer | everything, by random features | sums over keys are made once
+linear | purple | X | LVT | everything, with weights that are products | \
+    keys and values are summed up once, and every query reads the same small table
+linear + fixation | purple | P | LVT | everything, with a gate for each feature | \
+    the gate says which features of queries and keys count
+LVT | purple | s | LVT | its position over time, then its frame, with neighbours' channels | \
+    both steps are linear, and neighbours bring what an axis does not reach
+orthogonal | blue | o | | a choice of prototypes
+random | orange | s | | a choice of prototypes
+segments | green | ^ | | a choice of prototypes
 """
 
 
@@ -49,10 +58,12 @@ class Look(NamedTuple):
     marker: str = "o"
     paper: str = ""
     words: str = ""
+    why: str = ""
 
 
 ROWS = [[part.strip() for part in line.split("|")] for line in LOOKS.strip().splitlines()]
-TABLE = {name: Look(label, COLOURS[colour], *rest) for name, label, colour, *rest in ROWS}
+NAMES = [re.sub(r"\W+", "_", row[0].lower()) for row in ROWS]
+TABLE = {name: Look(row[0], COLOURS[row[1]], *row[2:]) for name, row in zip(NAMES, ROWS)}
 
 
 def look(name):
