@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from . import SCHEMES
-from .notebook import cells
+from .notebook import cells, pictures
 from .notebook.looks import look
 
 ROOT = Path(__file__).parent.parent
@@ -21,8 +21,7 @@ START, END = "<!-- mechanisms: python -m tiny_data.refresh table -->", "<!-- end
 
 def picture(path=ROOT / "tiny_data" / "who_attends_to_whom.png"):
     """What one patch attends to in eight schemes."""
-    shot = cells.reach(PICTURE, columns=2, grid=(4, 6, 8), query=(1, 2, 3)).shot
-    path.write_bytes(shot)
+    path.write_bytes(pictures.sheet(PICTURE, grid=(4, 6, 8), query=(1, 2, 3)).shot)
 
 
 def table(path=ROOT / "README.md"):

@@ -7,9 +7,11 @@ said to be "not recorded yet".
 import math
 import os
 import textwrap
+import time
 from functools import partial
 
 import torch
+from IPython.display import DisplayHandle
 from torch.utils.flop_counter import FlopCounterMode
 
 import video_attention as va
@@ -20,6 +22,7 @@ from .looks import label
 
 TRAINED = {}  # (task, name): (model, what study.train said), for the whole session
 MISSING = "not recorded yet"
+SMALLER = {"shifted_windows": dict(size=(2, 2, 3))}  # windows that cut so small a grid
 
 
 def find_device():
@@ -36,13 +39,31 @@ def provenance(results):
 
 
 # ==== TRAINING ===================================================================================
+class Live:
+    """Learning curves that are drawn while models train."""
+
+    def __init__(self):
+        self.runs, self.last, self.handle = {}, 0.0, DisplayHandle()
+        self.handle.display(figures.Picture("", "training"))
+
+    def add(self, name, step, loss, accuracy):
+        self.runs.setdefault(name, []).append((step, loss, accuracy))
+        if time.perf_counter() - self.last > 1.5:  # drawing takes time
+            self.draw()
+
+    def draw(self):
+        """Draw what there is; called after the last model, it leaves the whole picture."""
+        self.last = time.perf_counter()
+        self.handle.update(figures.learning_curves({n: run for n, run in self.runs.items() if run}))
+
+
 def train_live(task, *names, device="cpu"):
     """Train models of the study on a task, drawing loss and accuracy -> a model, or a list of them.
 
     What was trained before comes back at once. The stop button ends the training within a second;
     the same cell, run again, trains anew. TUTORIAL_STEPS in the environment is the number of steps.
     """
-    live, models = figures.Live(), [study.build(name, task).eval() for name in names]
+    live, models = Live(), [study.build(name, task).eval() for name in names]
     steps = int(os.environ.get("TUTORIAL_STEPS", 0)) or study.TASKS[task].steps
     for i, name in enumerate(names):
         if (task, name) not in TRAINED:
@@ -149,19 +170,28 @@ def giga_macs(scheme, grid, dim=768, heads=12):
     return counter.get_total_flops() / 2e9
 
 
-def reached(name, grid=(4, 4, 6), query=(1, 1, 2), dim=24, heads=4):
-    """For every patch, after how many steps of a block, the last one first, it reaches the query of
-    an untrained model: (T, H, W), 0 is never."""
+def steps_of(name, grid=(4, 4, 6), query=(1, 1, 2), dim=24, heads=4):
+    """What reaches one patch of an untrained model: a list of what each step of a block takes from
+    every patch (T, H, W), and after how many steps of the block, the last one first, a patch
+    reaches it (T, H, W), 0 is never."""
     torch.manual_seed(0)
-    N = math.prod(grid)
-    row, count = torch.eye(N)[attention_maps.number_of(query, N, grid)], torch.zeros(N).long()
-    for used, make in enumerate(reversed(va.ATTENTION[study.scheme_of(name)]), start=1):
-        paid = attention_maps.everybodys_map(make(dim, heads), torch.randn(1, N, dim), grid)
-        row = row + row @ paid.abs()
+    N, smaller = math.prod(grid), SMALLER.get(name, {})
+    n, x = attention_maps.number_of(query, N, grid), torch.randn(1, N, dim).double()
+    steps = [make(dim, heads, **smaller).double() for make in va.ATTENTION[name]]
+    if len(steps) == 1:
+        paid = attention_maps.attention_map(steps[0], x, grid, query)[0].mean(dim=0).abs()
+        paid = paid.unflatten(0, grid).numpy()
+        return [paid], (paid > 1e-9) * 1
+    paid = [attention_maps.everybodys_map(step, x, grid).abs() for step in steps]
+    row, count = torch.eye(N).double()[n], torch.zeros(N).long()
+    for used, taken in enumerate(reversed(paid), start=1):
+        row = row + row @ taken
         count[(row > 1e-9) & (count == 0)] = used
-    return count.unflatten(0, grid).numpy()
+    return [taken[n].unflatten(0, grid).numpy() for taken in paid], count.unflatten(0, grid).numpy()
 
 
-def reach(names, columns=3, **options):
-    of = {label(name): reached(name, **options) for name in list(names)}
-    return figures.reach(of, options.get("query", (1, 1, 2)), columns)
+def reach(names):
+    """The gallery of pictures.py, by its earlier name."""
+    from . import pictures
+
+    return pictures.gallery(list(names))

@@ -9,14 +9,12 @@ import base64
 import html
 import io
 import json
-import time
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import torch
-from IPython.display import DisplayHandle
-from matplotlib.colors import LinearSegmentedColormap, ListedColormap
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw
@@ -27,7 +25,6 @@ WIDTH = 880  # pixels: the widest thing a notebook shows without a scroll bar
 SHARP = 2  # pixels of a file for one of the page
 BOX = f"max-width:{WIDTH}px;background:#fff;color:#111;padding:6px;border-radius:6px;"
 WEIGHTS = LinearSegmentedColormap.from_list("weights", ["#ffffff", "#fdd49e", "#d55e00", "#5a1e00"])
-REACH = ListedColormap(["#eceff1", "#0072b2", "#56b4e9", "#b9def5", "#d55e00"])
 
 
 class Picture:
@@ -58,13 +55,21 @@ def image(shot, text, width):
     return Picture(markup, text, shot, width)
 
 
-def as_picture(figure, text, colours=256):
+def captioned(picture, caption):
+    """The picture, and below it a sentence that says what to see."""
+    words = f'<figcaption style="font-size:13px;margin:4px 2px">{html.escape(caption)}</figcaption>'
+    markup = f'<figure style="{BOX}margin:0">{picture.markup}{words}</figure>'
+    return Picture(markup, f"{caption}\n{picture.text}", picture.shot, picture.width, live=True)
+
+
+def as_picture(figure, text, caption="", colours=256):
     """A matplotlib figure -> Picture, SHARP pixels of the file for one of the page."""
     file, small = io.BytesIO(), io.BytesIO()
     figure.savefig(file, format="png", dpi=100 * SHARP, facecolor="white")
     shot = Image.open(file).convert("RGB")
     (shot.quantize(colours) if colours else shot).save(small, "PNG", optimize=True)
-    return image(small.getvalue(), text, int(100 * figure.get_figwidth()))
+    picture = image(small.getvalue(), text, int(100 * figure.get_figwidth()))
+    return captioned(picture, caption) if caption else picture
 
 
 def new_figure(rows=1, columns=1, width=8.6, height=4.0):
@@ -103,7 +108,7 @@ def player(videos, titles, size=150, milliseconds=400):
     return image(file.getvalue(), text, shots[0].width // 2)
 
 
-def film_strips(videos, titles, paths, patch):
+def film_strips(videos, titles, paths, patch, caption=""):
     """Clips (3, T, H, W) as rows of frames, with a cross on the object, at the rows and columns
     `paths` (B, T, 2), and the borders of the patches."""
     (T, H, W) = videos[0].shape[1:]
@@ -120,7 +125,8 @@ def film_strips(videos, titles, paths, patch):
             axis.set(xticks=[], yticks=[], title=f"frame {t}" if b == 0 else "")
         line[0].set_ylabel(title, fontsize=9)
     said = f"Clips as strips of {T} frames: " + "; ".join(titles)
-    return as_picture(figure, said, colours=None)
+    caption = caption or "Follow the cross, the object's centre, from frame to frame."
+    return as_picture(figure, said, caption, colours=None)
 
 
 def lattice(axis, H, W, patch, colour="white"):
@@ -134,30 +140,21 @@ def lattice(axis, H, W, patch, colour="white"):
 
 def way_of_a_clip():
     """The way of a clip through the model, with the shapes of the study's smallest task."""
-    boxes = {  # what is done, and the shape that it gives
-        "video": "(B, 3, 4, 16, 16)",
-        "patches of\n3·4·4 pixels,\na linear layer": "(B, 64, 48)",
-        "position of\n(t, y, x)\nadded": "(B, 64, 48)",
-        "x + step(norm(x))\nattention:\ntokens meet": "(B, 64, 48)",
-        "x + mlp(norm(x))\neach token\nby itself": "(B, 64, 48)",
-        "norm, mean\nof the\npatches": "(B, 48)",
-        "linear": "logits (B, 2)",
+    way = {  # what is done, and the shape that it gives
+        "the video": "(B, 3, 4, 16, 16)",
+        "patches of 3 · 4 · 4 pixels, a linear layer": "(B, 64, 48)",
+        "their position (t, y, x) comes in": "(B, 64, 48)",
+        "a block: x + step(norm(x)), attention, where tokens meet": "(B, 64, 48)",
+        "and x + mlp(norm(x)), each token by itself": "(B, 64, 48)",
+        "norm, and the mean of the patches": "(B, 48)",
+        "a linear layer: logits": "(B, 2)",
     }
-    figure, ((axis,),) = new_figure(height=1.6)
-    style = dict(ha="center", va="center", fontsize=8)
-    for n, (words, shape) in enumerate(boxes.items()):
-        box = dict(boxstyle="round", fc="#fdd49e" if "attention" in words else "#dbe9f6", ec="#333")
-        axis.text(n, 1, words, bbox=box, **style)
-        axis.text(n, 0, shape, **style)
-    axis.text(3.5, 2, "a block; its attention steps are the scheme", **style)
-    axis.set(xlim=(-0.5, 6.6), ylim=(-0.4, 2.2))
-    axis.axis("off")
-    told = [f"{words} {shape}".replace("\n", " ") for words, shape in boxes.items()]
-    return as_picture(figure, "The way of a clip, with shapes: " + "; ".join(told))
+    words = "The way of a clip, from above: only in attention do patches exchange anything."
+    return table(["what is done", "shape"], way.items(), words)
 
 
 # ==== RESULTS ====================================================================================
-def curves(scores, xlabel, ticks=None, chance=0.5):
+def curves(scores, xlabel, ticks=None, chance=0.5, caption=""):
     """Means with 95% intervals over something, a line for each mechanism that has any.
 
     scores  {name: {x: (mean, half width of the interval, [value of each seed])}}
@@ -182,10 +179,19 @@ def curves(scores, xlabel, ticks=None, chance=0.5):
     axis.grid(axis="y", alpha=0.3)
     figure.legend(loc="outside right upper", frameon=False)
     told = [f"{label(n)}: {x} {v[0]:.2f}" for n in names for x, v in scores[n].items()]
-    return as_picture(figure, f"Accuracy over {xlabel}. " + ", ".join(told))
+    ends = {name: line[max(line)][0] for name, line in scores.items()}
+    caption = caption or f"At the right end, {best_and_last(ends)}; a dot is a seed."
+    return as_picture(figure, f"Accuracy over {xlabel}. " + ", ".join(told), caption)
 
 
-def bars(scores, lines=None, start=0.4):
+def best_and_last(values):
+    """{name: value} -> who is highest and who lowest, in words."""
+    last, *_, best = sorted([*values, *values], key=values.get)
+    told = f"highest is {label(best)} {values[best]:.2f}"
+    return told + f", lowest {label(last)} {values[last]:.2f}" * (len(values) > 1)
+
+
+def bars(scores, lines=None, start=0.4, caption=""):
     """One bar for each mechanism, the longest first, with 95% intervals and a dot for each seed.
 
     scores  {name: (mean, half width of the interval, [value of each seed])}
@@ -208,10 +214,12 @@ def bars(scores, lines=None, start=0.4):
     axis.set(xlabel="accuracy on new clips", xlim=(start, 1.01), ylim=(-0.6, len(order) - 0.1))
     axis.grid(axis="x", alpha=0.3)
     told = "; ".join(f"{label(name)} {scores[name][0]:.2f}" for name in order[::-1])
-    return as_picture(figure, f"accuracy on new clips: {told}")
+    means = {name: score[0] for name, score in scores.items()}
+    caption = caption or f"Of {len(scores)}, {best_and_last(means)}; a dot is a seed."
+    return as_picture(figure, f"accuracy on new clips: {told}", caption)
 
 
-def learning_curves(runs, chance=0.5):
+def learning_curves(runs, chance=0.5, caption=""):
     """{name: [(step, loss, accuracy), ...]} -> loss and accuracy as they were while training."""
     figure, ((left, right),) = new_figure(1, 2, height=3.2)
     for name, curve in runs.items():
@@ -225,25 +233,10 @@ def learning_curves(runs, chance=0.5):
     right.set(xlabel="step", ylabel="accuracy on new clips", ylim=(0.4, 1.03))
     figure.legend(*right.get_legend_handles_labels(), loc="outside right upper", frameon=False)
     last = [f"{label(name)} {curve[-1][2]:.2f}" for name, curve in runs.items() if curve]
-    return as_picture(figure, "Training, accuracy at the end: " + ", ".join(last))
-
-
-class Live:
-    """Learning curves that are drawn while models train."""
-
-    def __init__(self):
-        self.runs, self.last, self.handle = {}, 0.0, DisplayHandle()
-        self.handle.display(Picture("", "training"))
-
-    def add(self, name, step, loss, accuracy):
-        self.runs.setdefault(name, []).append((step, loss, accuracy))
-        if time.perf_counter() - self.last > 1.5:  # drawing takes time
-            self.draw()
-
-    def draw(self):
-        """Draw what there is; called after the last model, it leaves the whole picture."""
-        self.last = time.perf_counter()
-        self.handle.update(learning_curves({n: run for n, run in self.runs.items() if run}))
+    told = "accuracy on new clips at the end: " + ", ".join(last)
+    return as_picture(
+        figure, f"Loss and accuracy over steps; {told}", caption or f"Training, {told}."
+    )
 
 
 def table(header, rows, caption=""):
@@ -265,7 +258,7 @@ def table(header, rows, caption=""):
 
 
 # ==== WHO ATTENDS TO WHOM ========================================================================
-def maps(of, query, video=None, patch=4):
+def maps(of, query, video=None, patch=4, caption=""):
     """How much one query takes from each patch, a row of frames for each mechanism.
 
     of      {name: (T, H, W)}; query (t, y, x); white is nothing at all, the query has a frame
@@ -291,8 +284,12 @@ def maps(of, query, video=None, patch=4):
         axis.set(xticks=[], yticks=[])
     for t, axis in enumerate(axes[0]):
         axis.set_title(f"frame {t}", fontsize=9)
-    told = "; ".join(f"{label(name)} {shares(values)}" for name, values in of.items())
-    return as_picture(figure, f"What the query {query} takes from each frame: {told}", None)
+    parts = {name: np.asarray(values, float).sum(axis=(1, 2)) for name, values in of.items()}
+    parts = {name: ", ".join(f"{x:.0%}" for x in part / part.sum()) for name, part in parts.items()}
+    told = "; ".join(f"{label(name)} {part}" for name, part in parts.items())
+    caption = caption or "The darker a patch, the more the framed one takes from it: see where."
+    said = f"What the query {query} takes from each frame: {told}"
+    return as_picture(figure, said, caption, colours=None)
 
 
 def outline(axis, query, t, patch=1):
@@ -301,42 +298,6 @@ def outline(axis, query, t, patch=1):
         corner = (query[2] * patch - 0.5, query[1] * patch - 0.5)
         for colour, width in (("white", 4), (COLOURS["blue"], 2.2)):
             axis.add_patch(Rectangle(corner, patch, patch, fill=False, ec=colour, lw=width))
-
-
-def shares(values):
-    """How a map (T, H, W) is divided among the frames, in words."""
-    values = np.asarray(values, dtype=float)
-    return ", ".join(f"{part:.0%}" for part in values.sum(axis=(1, 2)) / values.sum())
-
-
-def reach(of, query, columns=3):
-    """What reaches one patch in a block, a panel for each scheme, frames side by side.
-
-    of      {title: (T, H, W)}: 0 never, 1 by the last step (dark), 2 and 3 by those before (light)
-    """
-    T, H, W = next(iter(of.values())).shape
-    rows = -(-len(of) // columns)
-    figure, axes = new_figure(
-        rows, columns, height=rows * (8.4 / columns * H / (T * (W + 1)) + 0.3) + 0.2
-    )
-    for axis, (title, steps) in zip(axes.flat, of.items()):
-        colours = steps.copy()
-        colours[query] = 4
-        for t, frame in enumerate(colours):
-            edges = np.arange(W + 1) + t * (W + 1), range(H + 1)
-            style = dict(cmap=REACH, vmin=0, vmax=4, edgecolors="white", linewidth=0.8)
-            axis.pcolormesh(*edges, frame, **style)
-        axis.set_title(title, fontsize=9, loc="left", pad=3)
-        axis.set(aspect="equal", xlim=(0, T * (W + 1) + 1))
-        axis.invert_yaxis()
-    for axis in axes.flat:
-        axis.axis("off")
-    words = (
-        "one patch (orange), and what reaches it in a block: by the last step (dark) or by those "
-    )
-    figure.supxlabel(words + "before (light)", fontsize=9)
-    told = [f"{title}: {int((steps > 0).sum())} of {steps.size}" for title, steps in of.items()]
-    return as_picture(figure, "How many patches reach one in a block: " + "; ".join(told))
 
 
 def explorer(video, of, query=(1, 1, 1), patch=4):

@@ -7,12 +7,13 @@ import re
 from contextlib import redirect_stdout
 from io import StringIO
 
+import numpy as np
 import pytest
 import torch
 
 import video_attention as va
 from tiny_data import SCHEMES, moving_objects, refresh, study
-from tiny_data.notebook import attention_maps, cells, figures, looks, stepper
+from tiny_data.notebook import attention_maps, cells, figures, looks, pictures, stepper
 
 torch.set_num_threads(1)
 GRID, D, HEADS = (3, 2, 5), 24, 4
@@ -84,12 +85,55 @@ def test_a_layer_of_a_model():
             attention_maps.number_of(query, 31, GRID)
 
 
-def test_what_reaches_a_patch_in_a_block(monkeypatch):
-    count = cells.reached("divided", (2, 2, 3), (0, 1, 1))
+def test_what_reaches_a_patch_in_a_block():
+    (time, space), count = cells.steps_of("divided", (2, 2, 3), (0, 1, 1))
     assert count.tolist() == [[[1] * 3] * 2, [[2] * 3] * 2]
+    assert (time > 0).tolist() == [[[False] * 3, [False, True, False]]] * 2
+    assert (space > 0).tolist() == [[[True] * 3] * 2, [[False] * 3] * 2]
+    assert (cells.steps_of("window")[1].sum((1, 2)) == (24, 24, 24, 0)).all()  # of frame 1
+
+
+@pytest.mark.parametrize("name", [*SCHEMES, "prototypes", "fixation", "rotary", "neighbours"])
+def test_every_mechanism_has_a_picture(name, monkeypatch):
+    """A sentence, an equation with colours, a caption, an image with a text, and its cost."""
+    monkeypatch.setattr(figures, "SHARP", 0.5)
+    picture = pictures.mechanism(name)
+    assert re.search(rf'<img alt="{re.escape(looks.label(name))}: [^"]{{30,}}"', picture.markup)
+    assert "<figcaption" in picture.markup and len(pictures.sentence(name)) > 20
+    assert name == "prototypes" or any(
+        "=" in line or "→" in line for line in pictures.equations(name)
+    )
+    if name in SCHEMES:
+        assert f" {cells.giga_macs(name, (8, 14, 14)):.1f} " in picture.markup
+        assert f"color:{pictures.ORANGE}" in picture.markup and "~" not in picture.markup
+
+
+def test_cells_equations_and_letters_are_those_of_the_file():
+    ((_, shades, values),) = pictures.rows_of("window")
+    orange = [
+        [[4 * ((t, y, x) == (1, 1, 2)) for x in range(6)] for y in range(4)] for t in range(4)
+    ]
+    assert (shades == np.maximum(orange, [[[1]], [[1]], [[1]], [[0]]])).all()
+    assert not pictures.same(values, 2).any()
+    ((_, shades, values),) = pictures.rows_of("summary")  # other frames are taken as their mean
+    assert pictures.same(values, 2).sum((1, 2)).tolist() == [20, 0, 20, 20]
+    steps = [words for words, *_ in pictures.rows_of("divided")]
+    assert steps == ["step 1\ntime", "step 2\nspace", "the block"]
+    assert pictures.letters("space")[2].split() == ["......", "##Q###", "......", "......"]
+    shown = "".join(pictures.equations("joint"))
+    assert (
+        f'softmax<sub style="line-height:0">j</sub>(<b style="color:{pictures.ORANGE}">q' in shown
+    )
+
+
+def test_a_new_scheme_has_a_picture_without_a_row(monkeypatch):
+    monkeypatch.setattr(figures, "SHARP", 0.5)
     monkeypatch.setitem(va.ATTENTION, "mine", [va.step(va.window_attention, window=0)])
-    assert cells.reached("mine", (2, 2, 3), (0, 1, 1)).sum() == 6
+    text = pictures.mechanism("mine").text
+    assert "mine. Every patch attends to all patches of the frames t - w" in text
+    assert "from 0, 24, 0, 0 of 24 in its frames" in text and "##Q###" in text
     assert looks.label("mine") == "mine" and looks.look("mine").colour == "#7a7a7a"
+    assert pictures.gallery(["mine", "joint"]).markup.count("<img alt=") == 2
 
 
 def test_what_is_not_recorded_is_said():
@@ -136,15 +180,13 @@ def test_pictures_have_texts_and_fit(monkeypatch):
         figures.curves({"joint": line, "mixing": line}, "speed"),
         figures.bars({"joint": line[1], "space": line[8]}, lines={"ceiling": 0.85}),
         figures.learning_curves({"joint": [(25, 0.7, 0.5), (50, 0.5, 0.8)]}),
-        figures.way_of_a_clip(),
         figures.explorer(clips.video[0], {"joint": weights}, (2, 1, 3)),
-        cells.reach(["space"], grid=(2, 2, 3), query=(0, 1, 1)),
     ]
     for picture in shown:
         data, about = picture._repr_mimebundle_()
         assert data["text/plain"] == about["image/png"]["alt"] == picture.text
         assert len(picture.text) > 20 and picture.width <= 880 and "{{" not in picture.markup
-    data = json.loads(re.search(r"data = (\{.*\});", shown[6].markup)[1])["maps"]["joint"]
+    data = json.loads(re.search(r"data = (\{.*\});", shown[5].markup)[1])["maps"]["joint"]
     cells_of = figures.base64.b64decode(data["cells"])
     assert max(cells_of[:64]) == 255  # each query's largest weight
     assert cells_of[5] / 255 * data["top"][0] == pytest.approx(weights[0, 5], abs=0.005)
