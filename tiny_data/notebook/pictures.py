@@ -37,9 +37,12 @@ SOURCES |= dict(rotary="rotate", fixation="fixation_gate", neighbours="shift_fro
 def mechanism(name):
     """The picture of a row of va.ATTENTION, or of prototypes, fixation, rotary or neighbours."""
     strip, caption = drawn(name)
-    told = "".join(f"<p>{part}</p>" for part in [headline(name), *equations(name), cost(name)])
+    told = [headline(name), *equations(name), cost(name)]
+    told = "".join(f'<p style="margin:6px 0;line-height:1.25">{part}</p>' for part in told)
+    style = "display:flex;flex-wrap:wrap;gap:6px 18px;align-items:center;font-size:14px"
     markup = f'<div style="flex:0 1 430px">{strip.markup}</div>'
-    markup = row(f'{markup}<div style="flex:1 1 300px">{told.replace("<p>", PARAGRAPH)}</div>')
+    markup += f'<div style="flex:1 1 300px">{told}</div>'
+    markup = f'<div style="{style}">{markup}</div>'
     text = "\n".join([f"{label(name)}. {sentence(name)}", *letters(name)])
     return figures.captioned(figures.Picture(markup, text, strip.shot, strip.width), caption)
 
@@ -81,13 +84,7 @@ def sheet(names, columns=2, grid=GRID, query=QUERY):
 
 
 LEGEND = "One patch (orange), what its last step takes (dark), and what steps before bring (light)."
-PARAGRAPH = '<p style="margin:6px 0;line-height:1.25">'
 BLOCKS = " Patches that are drawn as one block are taken as their mean."
-
-
-def row(markup):
-    style = "display:flex;flex-wrap:wrap;gap:6px 18px;align-items:center;font-size:14px"
-    return f'<div style="{style}">{markup}</div>'
 
 
 # ==== STRIPS =====================================================================================
@@ -140,10 +137,9 @@ class Page:
         for words, *strip in rows:
             self.strip(*strip, words=words)
         _, shades, values = rows[-1]
-        taken = np.isin(shades, (1, 4))
+        taken = (shades == 1) | (shades == 4)
         each = ", ".join(map(str, taken.sum(axis=(1, 2)))) + f" of {taken[0].size} in its frames"
-        who = "every patch" if taken.all() else each
-        told = f"The patch in orange takes from {who} (dark blue)."
+        told = f"The patch in orange takes from {'every patch' if taken.all() else each} (blue)."
         if len(rows) > 1:
             told = "Dark blue is what the patch in orange takes in each step; in the block "
             told += f"{(shades > 0).sum()} patches reach it, light blue by the steps before."
