@@ -17,7 +17,7 @@ TEXTS = {key: text for key, text in copy.definitions().items() if not text.start
 WITH_LINE = [name for name, text in TEXTS.items() if "Copy with  " in text]
 # What makes the arguments that are neither tokens nor layers, and no text needs.
 MADE = {"orthogonal_prototypes", "orthogonal_projection", "attend_per_frame"}
-MADE |= {"attend_along_trajectories"} | copy.closure(["orthogonal_prototypes"])
+MADE |= copy.closure(["orthogonal_prototypes", "attend_along_trajectories"])
 
 
 def named_in(name):
