@@ -24,46 +24,32 @@ from einops import rearrange
 
 
 # ==== A TWIN THAT IS LINEAR IN ITS VALUES ========================================================
-class GivenValues(nn.Module):
-    """In the place of qkv: its queries and keys, fixed, and `values` (B, N, D) to differentiate."""
+class Instead(nn.Module):
+    """In the place of a layer: a function of what enters the layer."""
 
-    def __init__(self, qkv, x):
+    def __init__(self, function):
         super().__init__()
-        with torch.no_grad():
-            self.q, self.k, values = qkv(x).chunk(3, dim=-1)  # each (B, N, D)
-        self.values = values.clone().requires_grad_()
-
-    def forward(self, x):
-        return torch.cat([self.q, self.k, self.values], dim=-1)  # (B, N, 3*D)
-
-
-class Fixed(nn.Module):
-    """In the place of a layer inside the mechanism: what it makes is taken as given."""
-
-    def __init__(self, layer):
-        super().__init__()
-        self.layer = layer
+        self.function = function
 
     def forward(self, *inputs):
-        return self.layer(*inputs).detach()
-
-
-class KeysOnly(Fixed):
-    """In the place of trajectory attention's proj_kv: its keys, fixed, and y itself for values."""
-
-    def forward(self, y):
-        keys = self.layer(y).detach().chunk(2, dim=-1)[0]  # (B, N, T, D)
-        return torch.cat([keys, y], dim=-1)  # (B, N, T, 2*D)
+        return self.function(*inputs)
 
 
 def twin_of(module, x):
-    """A copy of the module whose output (B, N, h*d) is linear in twin.qkv.values."""
-    twin = copy.copy(module)
-    layers = {name: Fixed(layer) for name, layer in module.named_children()}
-    if "proj_kv" in layers:
-        layers["proj_kv"] = KeysOnly(module.proj_kv)
+    """A copy of the module whose output (B, N, h*d) is linear in twin.qkv.values (B, N, D): its
+    queries and keys are fixed, and what a layer inside the mechanism makes is taken as given."""
+    q, k, values = module.qkv(x).detach().chunk(3, dim=-1)  # each (B, N, D)
+    values = values.clone().requires_grad_()
+    layers = {}
+    for name, layer in module.named_children():
+        layers[name] = Instead(lambda *inputs, layer=layer: layer(*inputs).detach())
+    if "proj_kv" in layers:  # trajectory attention's: its keys, fixed, and y itself for values
+        keys = layers["proj_kv"]
+        layers["proj_kv"] = Instead(lambda y: torch.cat([keys(y).chunk(2, dim=-1)[0], y], dim=-1))
     layers |= dict.fromkeys(("proj", "extra", "dropout"), nn.Identity())
-    twin._modules = layers | dict(qkv=GivenValues(module.qkv, x))
+    layers["qkv"] = Instead(lambda x: torch.cat([q, k, values], dim=-1))  # (B, N, 3*D)
+    layers["qkv"].values, twin = values, copy.copy(module)
+    twin._modules = layers
     return twin
 
 
