@@ -86,7 +86,8 @@ def pixels(video):
 
 
 def player(videos, titles, size=150, milliseconds=400):
-    """Clips (3, T, H, W) side by side, playing without end, `size` pixels high: an animated PNG."""
+    """Clips (3, T, H, W) side by side, playing without end, with a pause before they start again,
+    `size` pixels high: an animated PNG."""
     clips, space = [pixels(video) for video in videos], 26
     scales = [np.ones((2 * size // len(clip[0]),) * 2 + (1,), np.uint8) for clip in clips]
     tall = max(len(clip[0]) * len(scale) for clip, scale in zip(clips, scales))
@@ -102,8 +103,8 @@ def player(videos, titles, size=150, milliseconds=400):
             draw.text((left + 4, 10), f"{title}", fill="black", font_size=24)
             draw.text((left + 8, 2 * space + 4), f"{t}", fill="white", **outlined)
             left += clip.shape[1] + 16
-    file, rest = io.BytesIO(), shots[1:]
-    shots[0].save(file, "PNG", save_all=True, append_images=rest, duration=milliseconds, loop=0)
+    file, times = io.BytesIO(), [milliseconds] * (len(shots) - 1) + [3 * milliseconds]
+    shots[0].save(file, "PNG", save_all=True, append_images=shots[1:], duration=times, loop=0)
     text = f"{len(clips)} clips of {len(shots)} frames, playing: " + "; ".join(map(str, titles))
     return image(file.getvalue(), text, shots[0].width // 2)
 
