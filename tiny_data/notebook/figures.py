@@ -30,17 +30,16 @@ WEIGHTS = LinearSegmentedColormap.from_list("weights", ["#ffffff", "#fdd49e", "#
 class Picture:
     """Something to show: markup (HTML), and a text that says the same to who cannot see it.
 
+    Jupyter and its exports show the markup, in which an image has its alternative text.
+
     shot    bytes of a PNG, `width` pixels wide on the page: GitHub takes images out of HTML
-    live    the HTML does more than the PNG, which then only stands in for it
     """
 
-    def __init__(self, markup, text, shot=None, width=None, live=False):
-        self.markup, self.text, self.shot, self.width, self.live = markup, text, shot, width, live
+    def __init__(self, markup, text, shot=None, width=None):
+        self.markup, self.text, self.shot, self.width = markup, text, shot, width
 
     def _repr_mimebundle_(self, include=None, exclude=None):
-        data, about = {"text/plain": self.text}, {}
-        if self.shot is None or self.live:
-            data["text/html"] = self.markup
+        data, about = {"text/plain": self.text, "text/html": self.markup}, {}
         if self.shot is not None:
             data["image/png"] = base64.b64encode(self.shot).decode()
             about["image/png"] = {"width": self.width, "alt": self.text}
@@ -302,25 +301,23 @@ def outline(axis, query, t, patch=1):
 
 
 def explorer(video, of, query=(1, 1, 1), patch=4):
-    """Choose mechanism and query, see what it takes from each patch; works in exported HTML.
+    """What one patch takes from every other, a row for each mechanism; a click on a patch makes it
+    the query of all rows. Works in exported HTML; without scripts a picture of one query stands in.
 
     of      {name: (N, N) weights, query by query}, N = T*H*W; they travel as bytes, each query's
-            largest as 255. Where scripts do not run, a picture of one query stands in.
+            largest as 255
     """
-    frames = pixels(video)
+    frames, rows = pixels(video), []
     T, H, W = len(frames), frames.shape[1] // patch, frames.shape[2] // patch
-    data = dict(T=T, H=H, W=W, patch=patch, query=list(query), frames=frames.tobytes(), maps={})
     for name, weights in of.items():
-        weights = np.asarray(weights, dtype=float)
-        top = weights.max(axis=1, keepdims=True).clip(1e-12)
-        cells = (255 * weights / top).round().astype(np.uint8)
-        top = [float(f"{x:.4g}") for x in top[:, 0]]
-        data["maps"][label(name)] = dict(top=top, cells=cells.tobytes())
+        top = np.asarray(weights, dtype=float).max(axis=1, keepdims=True).clip(1e-12)
+        cells = (255 * np.asarray(weights) / top).clip(0).round().astype(np.uint8)
+        rows.append(dict(name=label(name), top=top[:, 0].round(4).tolist(), cells=cells.tobytes()))
+    data = dict(T=T, H=H, W=W, patch=patch, query=query, frames=frames.tobytes(), rows=rows)
     packed = json.dumps(data, default=lambda b: base64.b64encode(b).decode())
     n = (query[0] * H + query[1]) * W + query[2]
     static = maps({name: w[n].reshape(T, H, W) for name, w in of.items()}, query, video, patch)
     page = Path(__file__).with_name("explorer.html").read_text()
-    parts = dict(ID="x" + sha256(packed.encode()).hexdigest()[:10], BOX=BOX)
-    for name, part in (parts | dict(STATIC=static.markup, DATA=packed)).items():
+    for name, part in dict(BOX=BOX, STATIC=static.markup, DATA=packed).items():
         page = page.replace("{{" + name + "}}", part)
-    return Picture(page, static.text, static.shot, static.width, live=True)
+    return Picture(page, static.text, static.shot, static.width)
