@@ -153,10 +153,10 @@ def score_table(results, section, columns, names, caption=""):
 
 
 # ==== LOOKING INSIDE =============================================================================
-def small_grid(seed=0):
-    """q, k, v (1, 1, 12, 2) and the grid: 3 frames of 2 x 2 patches, one head of width 2."""
+def small_grid(seed=0, width=2):
+    """q, k, v (1, 1, 12, width) and the grid: 3 frames of 2 x 2 patches, one head."""
     generator = torch.Generator().manual_seed(seed)
-    return *torch.randn(3, 1, 1, 12, 2, generator=generator), (3, 2, 2)
+    return *torch.randn(3, 1, 1, 12, width, generator=generator), (3, 2, 2)
 
 
 def giga_macs(scheme, grid, dim=768, heads=12):

@@ -9,7 +9,6 @@ import base64
 import html
 import io
 import json
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +57,7 @@ def captioned(picture, caption):
     """The picture, and below it a sentence that says what to see."""
     words = f'<figcaption style="font-size:13px;margin:4px 2px">{html.escape(caption)}</figcaption>'
     markup = f'<figure style="{BOX}margin:0">{picture.markup}{words}</figure>'
-    return Picture(markup, f"{caption}\n{picture.text}", picture.shot, picture.width, live=True)
+    return Picture(markup, f"{caption}\n{picture.text}", picture.shot, picture.width)
 
 
 def as_picture(figure, text, caption="", colours=256):

@@ -1,126 +1,89 @@
-"""Source as it stands in its file, and running a function line by line."""
+"""Source as it stands in its file, and stepping through a function with the tensors it makes.
+
+Which token a row or a column belongs to is found out: the function runs again with one token of one
+input changed a little, and what comes out different depends on that token.
+"""
 
 import ast
 import html
 import inspect
+import itertools
+import json
+import math
+import re
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import torch
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
+import video_attention as va
+
 from .figures import BOX, Picture
 
-FINE = "font-size:12.5px;line-height:1.35;margin:0;padding:0;background:#fff;color:#111;"
-FINE += "white-space:pre;word-break:normal;font-family:monospace"
-HEAD = "font-size:12px;color:#555"
-MADE = "margin:1px 0 5px 36px;padding:2px 8px;background:#eef5fb;border-left:3px solid #0072b2;"
-MADE += "color:#111;font-size:12px;line-height:1.25;max-height:18em;"
-MADE += "overflow:auto;white-space:pre;word-break:normal;font-family:monospace"
+LINES = "font:12.5px/1.35 monospace;margin:0;padding:0;background:#fff;color:#111;white-space:pre"
+HELPERS = (
+    va.attend_in_groups, va.mix_frames, va.orthogonal_prototypes, va.most_orthogonal_subset,
+    va.orthoformer_attention, va.landmark_inverse, va.favor_features, va.attend_linearly,
+    va.fixation_gate, va.attend_per_frame, va.attend_along_trajectories,
+)  # fmt: skip
+SHOWN = "k.transpose(-1, -2) @ v", "attention_weights(q_means, k_means)"  # matter, have no name
 
 
-# ==== SOURCE =====================================================================================
-def highlighted(source):
-    """Python source -> HTML with colours of its own."""
-    options = dict(noclasses=True, style="friendly", prestyles=FINE, cssstyles="background:#fff")
-    return highlight(source, PythonLexer(stripnl=False), HtmlFormatter(**options))
+class Source:
+    """The lines of a function or class, as text and as HTML, and where its docstring is."""
 
+    def __init__(self, thing):
+        thing = inspect.unwrap(thing)  # decorators may have wrapped it
+        lines, self.start = inspect.getsourcelines(thing)
+        self.name, self.file = thing.__qualname__, Path(inspect.getsourcefile(thing)).name
+        self.code, self.ran = getattr(thing, "__code__", None), set()
+        self.text = textwrap.dedent("".join(lines)).rstrip()
+        tree = ast.parse(self.text).body[0]
+        self.head, words = self.start + tree.lineno - 1, tree.body[0]  # after its decorators
+        folds = ast.get_docstring(tree) is not None
+        self.docstring = (words.lineno - 1, words.end_lineno) if folds else (0, 0)
+        form = HtmlFormatter(noclasses=True, style="friendly", nowrap=True)
+        self.lines = self.text.split("\n")
+        self.markup = highlight(self.text, PythonLexer(), form).rstrip("\n").split("\n")
 
-def source_of(thing):
-    """(lines, number of the first, name of the file); decorators may have wrapped the thing."""
-    thing = inspect.unwrap(thing)
-    lines, start = inspect.getsourcelines(thing)
-    file = Path(inspect.getsourcefile(thing)).name
-    return textwrap.dedent("".join(lines)).splitlines(), start, file
-
-
-def docstring_lines(lines):
-    """First and last line of the docstring of the one definition in these lines, or (0, 0)."""
-    body = getattr(ast.parse("\n".join(lines)).body[0], "body", [])
-    folds = len(body) > 1 and isinstance(body[0], ast.Expr)
-    return (body[0].lineno, body[0].end_lineno) if folds else (0, 0)
+    def for_page(self):
+        (first, last), lines = self.docstring, [*self.markup]
+        lines[first + 1 : last] = [None] * (last - first - 1)  # of a docstring the first line stays
+        idle = {n for *_, n in self.code.co_lines()} - self.ran
+        return dict(file=self.file, start=self.start, lines=lines, words=first, idle=[*idle])
 
 
 def show_source(*things):
     """Highlighted source as it stands in its file, docstrings folded away."""
-    parts, texts = [], []
-    for thing in things:
-        lines, start, file = source_of(thing)
-        first, last = docstring_lines(lines)
-        above, text = lines[: max(first - 1, 0)], lines[max(first - 1, 0) : last]
-        markup = highlighted("\n".join(above)) if above else ""
-        if text:
-            words = html.escape("\n".join(text))
-            markup += f'<details><summary style="{HEAD}">docstring</summary>'
-            markup += f'<pre style="{FINE}">{words}</pre></details>'
-        parts.append(boxed(f"{file}, line {start}", markup + highlighted("\n".join(lines[last:]))))
-        texts.append(f"# {file}, line {start}\n" + "\n".join(lines))
-    return Picture("".join(parts), "\n\n".join(texts))
-
-
-def boxed(title, markup):
-    return f'<div style="{BOX}overflow-x:auto"><b style="{HEAD}">{title}</b>{markup}</div>'
-
-
-# ==== VALUES =====================================================================================
-def numbers(value, most=12):
-    """A tensor in a few lines, numbers to two places.
-
-    The last axis goes along a line; where it has 4 entries or fewer it goes down, the axis before
-    it goes along, and a bar parts what the axes before those number.
-    """
-    if value.numel() == 0:
-        return "nothing"
-    value = value.detach().cpu()
-    blocks = value.reshape(-1, *value.shape[-2:]) if value.ndim > 1 else value.reshape(1, 1, -1)
-    down = value.ndim > 1 and value.shape[-1] <= 4 and value.shape[-1] < value.shape[-2]
-    blocks = blocks.transpose(1, 2) if down else blocks
-    form = "{:5.2f}" if value.is_floating_point() else "{:3}"
-    lines, fit = [], max(1, most // blocks.shape[2]) if down else 1
-    for group in blocks.split(fit):
-        rows = [[list(map(form.format, row[:most].tolist())) for row in block] for block in group]
-        lines += [" | ".join(" ".join(row) for row in line) for line in zip(*rows)]
-    wide = " ..." if blocks.shape[2] > most else ""
-    return "\n".join([line + wide for line in lines[:most]] + ["..."] * (len(lines) > most))
-
-
-def described(name, value):
-    """(what stands in bold, what follows it) for a value that a statement made"""
-    if isinstance(value, torch.Tensor):
-        return f"{name} {tuple(value.shape)}", numbers(value)
-    if isinstance(value, (list, tuple)) and any(isinstance(x, torch.Tensor) for x in value):
-        return name, ", ".join(str(tuple(getattr(x, "shape", ()))) for x in value)
-    return name, f"= {textwrap.shorten(repr(value), 90)}"
+    markup, texts = "", []
+    for source in map(Source, things):
+        (first, last), title = source.docstring, f"{source.file}, line {source.start}"
+        lines, words = source.markup, html.escape("\n".join(source.lines[first:last]))
+        fold = f"<details><summary>docstring</summary>{words}</details>" if last else ""
+        code = fold.join(["\n".join(lines[:first]), "\n".join(lines[last:])])
+        markup += f'<div style="{BOX}overflow-x:auto;font-size:12px"><b>{title}</b>'
+        markup += f'<pre style="{LINES}">{code}</pre></div>'
+        texts.append(f"# {title}\n{source.text}")
+    return Picture(markup, "\n\n".join(texts))
 
 
 # ==== RUNNING LINE BY LINE =======================================================================
-def statements(lines):
-    """[(first, last)] lines of the statements, in order; of a compound one (if, for) its head."""
-    spans = set()
-    for node in ast.walk(ast.parse("\n".join(lines)).body[0]):
-        if isinstance(node, ast.stmt):
-            inner = getattr(node, "body", None)
-            last = inner[0].lineno - 1 if inner else node.end_lineno
-            spans.add((node.lineno, max(node.lineno, last)))
-    return sorted(spans)
-
-
 class Trace:
-    """Runs a function once and keeps for each of its statements what its names became.
+    """Runs a function and keeps a step for each execution of a line that made a tensor.
 
-    spans   [(first, last)] lines of the statements, counted from `start`
-    made    {first line: {name: value}}, the last time that the statement ran
-    passes  {first line: how often it ran}; the lines of one statement may run more than once
+    levels   the functions on their way; names, plain, made: {name: identity, words or number}
+    tensors  [(value, the numbers of queries and keys if it is weights, the original)]
     """
 
-    def __init__(self, function, spans, start, *args, **options):
-        self.code, self.made, self.passes = inspect.unwrap(function).__code__, {}, {}
-        self.names, self.at = {}, None
-        self.first = {start + n - 1: first for first, last in spans for n in range(first, last + 1)}
-        before = sys.gettrace()
+    def __init__(self, sources, function, args, options):
+        self.sources, self.entered, self.levels, self.steps = sources, set(), [], []
+        self.tensors, self.numbers, before = [], {}, sys.gettrace()
         sys.settrace(self.enter)
         try:
             self.result = function(*args, **options)
@@ -128,72 +91,160 @@ class Trace:
             sys.settrace(before)
 
     def enter(self, frame, event, argument):
-        """Called when any function is entered: only lines of this one are followed."""
-        if frame.f_code is self.code:
-            self.names = seen(frame)
-            return self.step
+        """Called when any function is entered: helpers are followed the first time."""
+        code, names = frame.f_code, frame.f_locals
+        if code is va.attend.__code__ and self.levels and names["q"].numel():
+            self.add_weights(**names, around=frame.f_back.f_locals)
+        if code in self.sources and code not in self.entered:
+            self.entered.add(code)
+            level = SimpleNamespace(source=self.sources[code], line=self.sources[code].head)
+            level.names, level.plain, level.extra, level.made = {}, {}, {}, {}
+            self.levels.append(level)
+            return self.follow
 
-    def step(self, frame, event, argument):
-        """Called before each line and at the end: what is new, the statement before has made."""
-        now, at = seen(frame), self.first.get(frame.f_lineno)
-        new = {
-            name: now[name][1] for name in now if self.names.get(name, [None])[0] != now[name][0]
-        }
-        if self.at is not None:
-            self.made.setdefault(self.at, {}).update(new)
-        if event == "line" and at != self.at:
-            self.passes[at] = self.passes.get(at, 0) + 1
-        self.names, self.at = now, at
+    def add_weights(self, q, k, v, causal, around):
+        """The weights that attend does not store, named by what they are made of around the call."""
+        named = [next((name for name in around if around[name] is x), "") for x in (q, k)]
+        name = f"softmax({named[0] or 'q'} · {named[1] or 'k'})"
+        sides = [self.number(q), self.number(k)]
+        if not causal:
+            self.levels[-1].extra[name] = self.number(va.attention_weights(q, k), sides)
+
+    def follow(self, frame, event, argument):
+        """Called before each line and at the end: what is new, the line before has made."""
+        level, names, line = self.levels[-1], frame.f_locals, frame.f_lineno
+        if event in ("line", "return"):
+            self.finish(level, names | ({"returned": argument} if event == "return" else {}))
+            level.line = line
+            level.source.ran.add(line)
+        for words in SHOWN:
+            if event == "line" and words in level.source.lines[line - level.source.start]:
+                level.extra[words] = self.number(eval(words, frame.f_globals, names))
         if event == "return":
-            self.made.setdefault(at, {})["returned"] = argument
-        return self.step
+            self.levels.pop()
+        return self.follow
+
+    def finish(self, level, names):
+        """A step, if the line made a tensor."""
+        made, level.extra = level.extra, {}
+        for name, value in seen(names).items():
+            tensor = isinstance(value, torch.Tensor)
+            key = (id(value), value._version) if tensor else f"{name} = {value}"
+            if level.names.get(name) != key and tensor:
+                made[name] = self.number(value)
+            elif level.names.get(name) != key:
+                level.plain[name] = key
+            level.names[name] = key
+        if made:
+            older = {i: name for up in self.levels for name, i in up.made.items()}
+            old = [(older[i], i) for i in older if i not in made.values()][::-1]
+            path, plain = [up.source.name for up in self.levels], [*level.plain.values()]
+            self.steps.append(dict(path=path, line=level.line, plain=plain, new=made, old=old))
+            level.made = {k: i for k, i in level.made.items() if k not in made} | made
+
+    def number(self, value, sides=()):
+        """The number of a tensor, a new one if it is new or was changed in place."""
+        key = id(value), value._version
+        if key not in self.numbers:
+            self.numbers[key] = len(self.tensors)
+            self.tensors.append((value.detach().clone(), sides, value))
+        return self.numbers[key]
 
 
-def seen(frame):
-    """{name: (identity, value)}, where what was changed in place has another identity."""
+def seen(names):
+    """{name: value} of the tensors, those of a list one by one, and of plain values."""
     found = {}
-    for name, value in frame.f_locals.items():
-        if isinstance(value, torch.Tensor):
-            found[name] = (id(value), value._version), value.detach().clone()
-        elif isinstance(value, list):
-            found[name] = (id(value), len(value)), list(value)
-        elif not callable(value) and not hasattr(value, "__next__"):
-            found[name] = id(value), value
+    for name, value in names.items():
+        if isinstance(value, (list, tuple)):
+            found |= seen({f"{name}[{i}]": x for i, x in enumerate(value) if torch.is_tensor(x)})
+        elif isinstance(value, (int, str, slice)) or torch.is_tensor(value) and value.numel():
+            found[name] = value
     return found
 
 
-def step_through(function, *args, expected=None, **options):
-    """Run a function and show its lines with the shape and the values that each made in this run.
+# ==== WHICH TOKEN IT IS ==========================================================================
+def reach(base, again, args, N):
+    """For each tensor of a trace (args, N, *shape): the entries that a token of an input moves."""
+    moved = [np.zeros((len(args), N, *x[0].shape), bool) for x in base.tensors]
+    tokens = [i for i, x in enumerate(args) if torch.is_tensor(x) and N in x.shape]
+    for i, n in itertools.product(tokens, range(N)):
+        nudged = [x.clone() if torch.is_tensor(x) else x for x in args]
+        nudged[i].select(nudged[i].shape.index(N), n).mul_(1.01).add_(0.01)
+        for found, x, y in zip(moved, base.tensors, again(nudged).tensors):
+            found[i, n] = x[0] != y[0]
+    return moved
 
-    The lines are the function's own, as they stand in its file; one that ran several times shows
-    the last. `expected`, a tensor, is compared with what the function returns.
+
+def heads(moved, S, known):
+    """moved (args, N, n, entries) -> for each of the n the token, frame or position it depends
+    on, by the first input that tells them apart. What is not found is as with an earlier tensor, of
+    which {n: heads} is known, or all tokens in order."""
+    N, n = moved.shape[1:3]
+    best, most = [""] * n, moved.mean(-1) > 0.7  # of the entries; else any of them
+    for tells in [*most, most.any(0), *moved.any(-1), moved.any((0, 3))]:
+        names = [name_of(np.flatnonzero(column).tolist(), S) for column in tells.T]
+        if len({*names}) > 1 and names.count("") < best.count(""):
+            best = names
+    if "" in best or len({*best}) < n == N:
+        return known.get(n, [name_of([i], S) for i in range(N)] if n == N else best)
+    known[n] = best
+    return best
+
+
+def name_of(tokens, S):
+    """[5] -> "t1s1", a frame "t1", a position in some frames "s1", a run of tokens "t1s1-t1s3"."""
+    frames, positions = {n // S for n in tokens}, {n % S for n in tokens}
+    if len(positions) == 1 < len(tokens):
+        return f"s{positions.pop()}"
+    if len(frames) == 1 and len(positions) == S:
+        return f"t{frames.pop()}"
+    if not tokens or len(tokens) > S or tokens[-1] - tokens[0] >= len(tokens):
+        return ""
+    return "-".join(dict.fromkeys(f"t{n // S}s{n % S}" for n in (tokens[0], tokens[-1])))
+
+
+# ==== THE PAGE ===================================================================================
+def drawn(tensor, moved, S, known, made):
+    """A tensor as matrices: {shape, weights, blocks: [[head, heads of rows, of columns, values]]}"""
+    value, sides, _ = tensor
+    rows, columns = [1, *(n for n in value.shape[:-1] if n > 1), *value.shape[-1:]][-2:]
+    moved, blocks = moved.reshape(*moved.shape[:2], -1, rows, columns), []
+    tops = heads(moved.reshape(*moved.shape[:3], -1), S, {})
+    for b, numbers in enumerate(value.reshape(-1, rows, columns).tolist()):
+        both = moved[:, :, b], moved[:, :, b].swapaxes(2, 3)
+        beside = [made[i]["blocks"][b][1] for i in sides]
+        beside = beside or [heads(x, S, {} if tops[1:] else known) for x in both]
+        blocks.append([tops[b], *beside, [[float(f"{x:.4g}") for x in row] for row in numbers]])
+    return dict(shape=f"{tuple(value.shape)}", weights=bool(sides), blocks=blocks)
+
+
+def step_through(function, *args, tokens=(3, 2, 2), expected=None, into=HELPERS, **options):
+    """Step through a run of a function: its lines, and the tensors that each execution made.
+
+    tokens    the grid (T, H, W); inputs with T*H*W of something along an axis are tokens
+    expected  a tensor to compare with what the function returns
+    into      functions to step through as well, the first time that they are called
     """
-    lines, start, file = source_of(function)
-    spans, folded = statements(lines), docstring_lines(lines)
-    trace, markup, done = Trace(function, spans, start, *args, **options), "", 0
-    text = [f"# {file}, line {start}"]
-    for first, last in spans:
-        if (first, last) != folded:
-            code, made = "\n".join(lines[done:last]), trace.made.get(first, {})
-            often = trace.passes.get(first, 0)
-            often -= lines[first - 1].lstrip().startswith("for ")  # which also runs once to end
-            markup += highlighted(code) + stepped(made, often)
-            text += [code, *("\n".join(described(*item)) for item in made.items())]
-        done = last
+    sources = {source.code: source for source in map(Source, (*into, function))}
+
+    def again(args):
+        return Trace(sources, function, args, options)
+
+    trace, tensors, known = again(args), [], {}
+    for tensor, moved in zip(trace.tensors, reach(trace, again, args, math.prod(tokens))):
+        tensors.append(drawn(tensor, moved, tokens[1] * tokens[2], known, tensors))
+    pages = {source.name: source.for_page() for source in sources.values() if source.ran}
+    data, text = dict(grid=tokens, functions=pages, steps=trace.steps, tensors=tensors), []
+    for step in trace.steps:
+        n, source = step["line"], next(x for x in sources.values() if x.name == step["path"][-1])
+        text += ["", f"# {' > '.join(step['path'])}, line {n}", source.lines[n - source.start]]
+        for name, i in step["new"].items():
+            value = trace.tensors[i][0].float().numpy().round(2)
+            text.append(f"{name} {value.shape}\n{value.squeeze()}")
     if expected is not None:
         difference = (trace.result - expected).abs().max().item()
-        text.append(f"largest difference to what was expected: {difference:.1e}")
-        markup += f'<p style="margin:6px 0 0;font-size:13px">{text[-1]}</p>'
-    return Picture(boxed(f"{file}, line {start}, run step by step", markup), "\n".join(text))
-
-
-def stepped(made, often):
-    """What one statement made, {name: value}, as HTML."""
-    parts = []
-    for name, value in made.items():
-        bold, rest = map(html.escape, described(name, value))
-        parts.append(f"<b>{bold}</b>" + ("\n" if "\n" in rest else " ") + rest)
-    short = all("\n" not in part for part in parts)
-    after = f"(the last of {often} times) " if often > 1 else ""
-    words = (", " if short else "\n").join(parts)
-    return f'<pre style="{MADE}">{after}{words}</pre>' if parts else ""
+        data["note"] = f"largest difference to what was expected: {difference:.1e}"
+        text.append(data["note"])
+    text, page = "\n".join(text).strip(), Path(__file__).with_name("stepper.html").read_text()
+    parts = dict(BOX=BOX, TEXT=html.escape(text), DATA=json.dumps(data).replace("</", "<\\/"))
+    return Picture(re.sub(r"{{(\w+)}}", lambda found: parts[found[1]], page), text)

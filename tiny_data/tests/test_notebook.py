@@ -1,9 +1,12 @@
 """The notebook: attention maps, the stepper, pictures, and every chapter with few steps."""
 
 import ast
+import html
 import json
 import math
 import re
+import shutil
+import subprocess
 from contextlib import redirect_stdout
 from io import StringIO
 
@@ -141,23 +144,48 @@ def test_what_is_not_recorded_is_said():
     assert len({look[1:3] for look in known}) == len({look.label for look in known}) == len(known)
 
 
-def test_the_stepper_shows_what_a_function_made():
-    q, k, *_ = cells.small_grid()
-    weights = va.attention_weights(q, k)
-    picture = stepper.step_through(va.attention_weights, q, k, expected=weights + 1)
-    assert "scores (1, 1, 12, 12)" in picture.text and picture.text.endswith("1.0e+00")
-    assert " ".join(f"{x:5.2f}" for x in weights[0, 0, 5].tolist()) in picture.text
+def data_of(picture):
+    return json.loads(re.search(r"data = (\{.*\});", picture.markup)[1])
 
-    def doubles(x):
-        y = x.clone()
-        for _ in range(3):
-            y *= sum(
-                [1, 1])  # fmt: skip
-        return y
 
-    picture = stepper.step_through(doubles, torch.ones(1))
-    assert picture.text.count("y (1,)\n 8.00") == 1
-    assert re.findall(r"last of \d times", picture.markup) == ["last of 3 times"] * 2
+def made(name, *args, **options):
+    """What a stepper shows under a name, pass by pass: (heads of rows, of columns, values)."""
+    data = data_of(stepper.step_through(*args, **options))
+    numbers = [step["new"][name] for step in data["steps"] if name in step["new"]]
+    return [block[1:] for i in numbers for block in data["tensors"][i]["blocks"]]
+
+
+def test_the_stepper_shows_every_pass_and_what_has_no_name():
+    q, k, v, grid = cells.small_grid()
+    tokens, exact = [f"t{t}s{s}" for t in range(3) for s in range(4)], va.attention_weights
+    passes = made("softmax(q · near_k)", va.window_attention, q, k, v, grid)
+    for t, near in enumerate((slice(0, 8), slice(0, 12), slice(4, 12))):
+        own = slice(4 * t, 4 * t + 4)
+        assert passes[t][:2] == [tokens[own], tokens[near]] and len(passes) == 3
+        assert torch.tensor(passes[t][2]).allclose(exact(q[0, 0, own], k[0, 0, near]), atol=1e-3)
+    ((_, _, found),) = made("k.transpose(-1, -2) @ v", va.linear_attention, q, k, v, grid)
+    assert torch.tensor(found).allclose((va.relu_features(k).mT @ v)[0, 0], rtol=1e-3)
+    mixed = made("k_mixed", va.mixing_attention, *cells.small_grid(width=4))
+    assert mixed[1][1] == ["t2", "t0", "t1", "t1"]  # the frame from which each channel comes
+
+
+def test_steppers_on_a_page_know_nothing_of_each_other(tmp_path):
+    """No network, no global names, and no key moves the notebook."""
+    shown = [stepper.step_through(va.joint_attention, *cells.small_grid()) for _ in range(2)]
+    shown.append(figures.explorer(torch.rand(3, 4, 16, 16), {"joint": torch.rand(64, 64)}))
+    for page in [picture.markup for picture in shown]:
+        assert "://" not in page and ' id="' not in page and "joint" in page.split('"live"')[0]
+        keys = re.findall(r"<(?:button|input|select)|tabIndex", page)
+        assert len(keys) == page.count("data-lm-suppress-shortcuts") > 0
+    browser = shutil.which("chromium") or pytest.skip("no chromium")
+    press = "<script>document.querySelectorAll('.on')[1].click()</script>"
+    (tmp_path / "page.html").write_text("".join(picture.markup for picture in shown) + press)
+    words = [browser, "--headless", "--no-sandbox", "--dump-dom", tmp_path / "page.html"]
+    page = subprocess.run(words, capture_output=True, text=True, timeout=60).stdout
+    assert re.findall(r">step (\d) of 2<", page) == ["1", "2"] and page.count("<canvas") == 8
+
+
+def test_source_is_as_in_the_file():
     source = stepper.show_source(va.TrajectoryAttention)
     number, lines = int(re.search(r"line (\d+)", source.text)[1]), source.text.splitlines()[1:]
     file = (refresh.ROOT / "video_attention.py").read_text().splitlines()
@@ -179,8 +207,9 @@ def test_pictures_have_texts_and_fit(monkeypatch):
     for picture in shown:
         data, about = picture._repr_mimebundle_()
         assert data["text/plain"] == about["image/png"]["alt"] == picture.text
+        assert f'<img alt="{html.escape(picture.text)}"' in data["text/html"]
         assert len(picture.text) > 20 and picture.width <= 880 and "{{" not in picture.markup
-    data = json.loads(re.search(r"data = (\{.*\});", shown[5].markup)[1])["maps"]["joint"]
+    data = data_of(shown[5])["rows"][0]
     cells_of = figures.base64.b64decode(data["cells"])
     assert max(cells_of[:64]) == 255  # each query's largest weight
     assert cells_of[5] / 255 * data["top"][0] == pytest.approx(weights[0, 5], abs=0.005)
