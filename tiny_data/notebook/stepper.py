@@ -103,7 +103,7 @@ class Trace:
             return self.follow
 
     def add_weights(self, q, k, v, causal, around):
-        """The weights that attend does not store, named by what they are made of around the call."""
+        """The weights that attend does not store, named after what its caller has as q and k."""
         named = [next((name for name in around if around[name] is x), "") for x in (q, k)]
         name = f"softmax({named[0] or 'q'} · {named[1] or 'k'})"
         sides = [self.number(q), self.number(k)]
@@ -180,10 +180,11 @@ def heads(moved, S, known):
     on, by the first input that tells them apart. What is not found is as with an earlier tensor, of
     which {n: heads} is known, or all tokens in order."""
     N, n = moved.shape[1:3]
-    best, most = [""] * n, moved.mean(-1) > 0.7  # of the entries; else any of them
-    for tells in [*most, most.any(0), *moved.any(-1), moved.any((0, 3))]:
+    best, most = [""] * n, moved.mean(-1) > 0.7  # of the entries; where there is none, any of them
+    most = np.where(most.any(1, keepdims=True), most, moved.any(-1))
+    for tells in [*most, most.any(0)]:
         names = [name_of(np.flatnonzero(column).tolist(), S) for column in tells.T]
-        if len({*names}) > 1 and names.count("") < best.count(""):
+        if "many" not in names and len({*names}) > 1 and names.count("") < best.count(""):
             best = names
     if "" in best or len({*best}) < n == N:
         return known.get(n, [name_of([i], S) for i in range(N)] if n == N else best)
@@ -199,13 +200,13 @@ def name_of(tokens, S):
     if len(frames) == 1 and len(positions) == S:
         return f"t{frames.pop()}"
     if not tokens or len(tokens) > S or tokens[-1] - tokens[0] >= len(tokens):
-        return ""
+        return "many" if tokens else ""
     return "-".join(dict.fromkeys(f"t{n // S}s{n % S}" for n in (tokens[0], tokens[-1])))
 
 
 # ==== THE PAGE ===================================================================================
 def drawn(tensor, moved, S, known, made):
-    """A tensor as matrices: {shape, weights, blocks: [[head, heads of rows, of columns, values]]}"""
+    """A tensor as matrices, blocks: [[its head, heads of its rows, of its columns, values]]."""
     value, sides, _ = tensor
     rows, columns = [1, *(n for n in value.shape[:-1] if n > 1), *value.shape[-1:]][-2:]
     moved, blocks = moved.reshape(*moved.shape[:2], -1, rows, columns), []

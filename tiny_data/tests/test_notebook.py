@@ -181,7 +181,7 @@ def test_steppers_on_a_page_know_nothing_of_each_other(tmp_path):
     press = "<script>document.querySelectorAll('.on')[1].click()</script>"
     (tmp_path / "page.html").write_text("".join(picture.markup for picture in shown) + press)
     words = [browser, "--headless", "--no-sandbox", "--dump-dom", tmp_path / "page.html"]
-    page = subprocess.run(words, capture_output=True, text=True, timeout=60).stdout
+    page = subprocess.run(words, capture_output=True, text=True, timeout=300).stdout
     assert re.findall(r">step (\d) of 2<", page) == ["1", "2"] and page.count("<canvas") == 8
 
 
