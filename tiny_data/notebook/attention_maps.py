@@ -88,7 +88,7 @@ def trajectory_maps(module, x, grid, query):
         stages.append(module.first_stage(*inputs))
         return stages[-1]
 
-    twin.first_stage = first_stage
+    twin.first_stage, twin.at_once = first_stage, None  # all positions at a time
     N, C = x.shape[1], x.shape[1] - math.prod(grid)
     i = number_of(query, N, grid)
     out, (y,) = twin(x, grid), stages  # (B, N, D) and (B, h, T*S, T, d)
