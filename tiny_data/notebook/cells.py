@@ -1,12 +1,10 @@
-"""What the cells of tutorial.ipynb call: training as one watches, and sentences from numbers.
+"""What the cells of tutorial.ipynb call: training as one watches, sentences, checks of exercises.
 
-Figures are made in figures.py, statistics in tiny_data/study.py. What is not in study.json yet is
-said to be "not recorded yet".
+Figures are made in figures.py, statistics in tiny_data/study.py.
 """
 
 import math
 import os
-import textwrap
 import time
 from functools import partial
 
@@ -20,22 +18,13 @@ from .. import study
 from . import attention_maps, figures
 from .looks import label
 
-TRAINED = {}  # (task, name): (model, what study.train said), for the whole session
-MISSING = "not recorded yet"
+TRAINED = {}  # (task, name, options): (model, what study.train said), for the whole session
 SMALLER = {"shifted_windows": dict(size=(2, 2, 3))}  # windows that cut so small a grid
 
 
 def find_device():
     found = torch.accelerator.current_accelerator()
     return "cpu" if found is None else found.type
-
-
-def provenance(results):
-    """Where the recorded numbers come from."""
-    runs = sorted(results["runs"], key=lambda run: run["date"])
-    line = f"{len(results['entries'])} results, {runs[0]['date']} to {runs[-1]['date']}, "
-    line += ", ".join(dict.fromkeys(f"torch {run['torch']}, {run['device']}" for run in runs))
-    return line + "\n" + textwrap.fill(study.files_used(results), 98)
 
 
 # ==== TRAINING ===================================================================================
@@ -57,27 +46,29 @@ class Live:
         self.handle.update(figures.learning_curves({n: run for n, run in self.runs.items() if run}))
 
 
-def train_live(task, *names, device="cpu"):
+def train_live(task, *names, device="cpu", **options):
     """Train models of the study on a task, drawing loss and accuracy -> a model, or a list of them.
 
+    options     of the models, such as position="separate", position tables
     What was trained before comes back at once. The stop button ends the training within a second;
     the same cell, run again, trains anew. TUTORIAL_STEPS in the environment is the number of steps.
     """
-    live, models = Live(), [study.build(name, task).eval() for name in names]
+    live, models = Live(), [study.build(name, task, **options).eval() for name in names]
     steps = int(os.environ.get("TUTORIAL_STEPS", 0)) or study.TASKS[task].steps
     for i, name in enumerate(names):
-        if (task, name) not in TRAINED:
+        key = task, name, *options.values()
+        if key not in TRAINED:
+            start = time.perf_counter()
             said = study.train(models[i], task, steps, device, partial(live.add, name))
+            said["waited"] = time.perf_counter() - start
             hit = study.correct(models[i], study.test_clips(task, 0), device)
-            TRAINED[task, name] = models[i].cpu(), said | dict(accuracy=hit.float().mean().item())
-        models[i], said = TRAINED[task, name]
+            TRAINED[key] = models[i].cpu(), said | dict(accuracy=hit.float().mean().item())
+        models[i], said = TRAINED[key]
         live.runs[name] = said["curve"]
-        line = (
-            f"{label(name)}, task {task!r}: accuracy {said['accuracy']:.3f} on {study.TEST:,} new "
-        )
-        print(line + f"clips after {said['steps']} steps, {said['seconds']:.0f} s on {device}")
+        line = f"{label(name)}, task {task!r}: accuracy {said['accuracy']:.3f} on {study.TEST:,} "
+        print(line + f"new clips after {said['steps']} steps, in {said['waited']:.0f} s")
         if said["interrupted"]:
-            del TRAINED[task, name]
+            del TRAINED[key]
             print("stopped; what was not trained is as it was built")
             break
     live.draw()
@@ -92,64 +83,49 @@ def trained(task, *names, device="cpu"):
     return models if len(models) > 1 else models[0]
 
 
-# ==== SENTENCES AND TABLES OF THE RECORDED STUDY =================================================
-def recorded(results, section, task, key="accuracy"):
-    """{name: {seed: value}}; `section` is one, or several whose models are put side by side"""
-    found = {}
-    for part in [section] if isinstance(section, str) else section:
-        found = study.scores(results, task, key, part) | found
-    return found
+# ==== SENTENCES ==================================================================================
+def listed(names):
+    """ "joint, window and mixing" """
+    *first, last = [label(name) for name in names] or ["none"]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
-def scores(results, section, task, key="accuracy"):
-    """{name: (mean, half width of its 95% interval, [a value for each seed])}"""
-    found = recorded(results, section, task, key)
-    return {name: study.mean_and_interval(seeds) for name, seeds in found.items()}
+def passing(found, limit):
+    """{name: [value of each seed]} -> in how many seeds each is above the limit, in words."""
+    counts = {}
+    for name, values in found.items():
+        words = f"{sum(x > limit for x in values)} of {len(values)} seeds"
+        counts.setdefault(words, []).append(name)
+    return "; ".join(f"{listed(names)} in {words}" for words, names in counts.items())
 
 
-def verdict(results, section, task, compared, key="accuracy"):
-    """Which of the pairs [(a, b), ...] are ahead, which behind, as far as the numbers bear it."""
-    found = recorded(results, section, task, key)
-    known = [(a, b) for a, b in compared if a in found and b in found]
-    lacking = [label(a) for a, b in compared if (a, b) not in known]
-    groups = {"ahead": [], "behind": [], "undecided": [], MISSING: lacking}
-    one_base = f", against {label(compared[0][1])}" * (len({b for _, b in compared}) == 1)
-    for row in study.compare(found, known):
-        who = label(row["a"]) + f" against {label(row['b'])}" * (not one_base)
-        groups[row["verdict"]].append(f"{who} {row['difference']:+.3f}")
-    lines = [f"{key.replace('_', ' ')}, task {task!r}{one_base}, mean differences:"]
-    return "\n".join(lines + [listed(word, group) for word, group in groups.items() if group])
+def whole(found, limit, every=True):
+    """The names whose seeds are all above the limit, or, with every=False, none of them."""
+    return [name for name, x in found.items() if (min(x) > limit if every else max(x) <= limit)]
 
 
-def listed(word, group):
-    indents = dict(initial_indent=f"  {word:10}  ", subsequent_indent=14 * " ")
-    return textwrap.fill("; ".join(group), 98, break_on_hyphens=False, **indents)
+def versus(found, a, b):
+    """What the seeds say about a and b, in a sentence."""
+    said = {"ahead": "is ahead of", "behind": "is behind", "undecided": "cannot be told from"}
+    means = [sum(found[name]) / len(found[name]) for name in (a, b)]
+    n, words = len(found[a]), said[study.verdict(found[a], found[b])]
+    p = f"rank test p = {study.rank_test(found[a], found[b]):.3f}"
+    told = f"{label(a)} {words} {label(b)}: {means[0]:.3f} and {means[1]:.3f}"
+    return f"{told} in the mean of {n} seeds, {p}."
 
 
-def shown(score):
-    """(mean, half, values) -> "0.993 ± 0.004"; of one seed the value alone"""
-    if score is None:
-        return MISSING
-    mean, half, _ = score
-    return f"{mean:.3f}" + f" ± {half:.3f}" * math.isfinite(half)
-
-
-def lowest(rows):
-    """{name: errors of the same clips} -> who has the lowest, and by how much before the next"""
-    best, second, *_ = sorted(rows, key=lambda name: rows[name].mean().item())
-    gap = rows[second] - rows[best]
-    half = 2 * gap.std().item() / math.sqrt(len(gap))
-    if gap.mean() <= half:
-        return f"undecided between {best} and {second}, {gap.mean():.3f} ± {half:.3f}"
-    return f"{best} is lowest, by {gap.mean():.3f} ± {half:.3f} before {second}"
-
-
-def score_table(results, section, columns, names, caption=""):
-    """A row for each model; columns {heading: (task, key)}, or (task, key, another section)."""
-    found = [scores(results, *(another or [section]), task, key)
-             for task, key, *another in columns.values()]  # fmt: skip
-    rows = [[label(name), *(shown(column.get(name)) for column in found)] for name in names]
-    return figures.table(["", *columns], rows, caption)
+def check(yours, reference, *args):
+    """Compare what an exercise asks for with the file's own, and say what differs."""
+    try:
+        found, expected = yours(*args), reference(*args)
+    except NotImplementedError:
+        return print("not written yet")
+    if found.shape != expected.shape:
+        return print(f"its shape is {tuple(found.shape)}, not {tuple(expected.shape)}")
+    gap = (found - expected).abs()
+    where = tuple(int(i) for i in torch.unravel_index(gap.argmax(), gap.shape))
+    wrong = f"the largest difference is {gap.max():.3g}, at {where}"
+    print("right" if gap.max() < 1e-4 else wrong)
 
 
 # ==== LOOKING INSIDE =============================================================================
@@ -188,10 +164,3 @@ def steps_of(name, grid=(4, 4, 6), query=(1, 1, 2), dim=24, heads=4):
         row = row + row @ taken
         count[(row > 1e-9) & (count == 0)] = used
     return [taken[n].unflatten(0, grid).numpy() for taken in paid], count.unflatten(0, grid).numpy()
-
-
-def reach(names):
-    """The gallery of pictures.py, by its earlier name."""
-    from . import pictures
-
-    return pictures.gallery(list(names))

@@ -137,85 +137,31 @@ def lattice(axis, H, W, patch, colour="white"):
         axis.axvline(line - 0.5, **style)
 
 
-def way_of_a_clip():
-    """The way of a clip through the model, with the shapes of the study's smallest task."""
-    way = {  # what is done, and the shape that it gives
-        "the video": "(B, 3, 4, 16, 16)",
-        "patches of 3 · 4 · 4 pixels, a linear layer": "(B, 64, 48)",
-        "their position (t, y, x) comes in": "(B, 64, 48)",
-        "a block: x + step(norm(x)), attention, where tokens meet": "(B, 64, 48)",
-        "and x + mlp(norm(x)), each token by itself": "(B, 64, 48)",
-        "norm, and the mean of the patches": "(B, 48)",
-        "a linear layer: logits": "(B, 2)",
-    }
-    words = "The way of a clip, from above: only in attention do patches exchange anything."
-    return table(["what is done", "shape"], way.items(), words)
-
-
 # ==== RESULTS ====================================================================================
-def curves(scores, xlabel, ticks=None, chance=0.5, caption=""):
-    """Means with 95% intervals over something, a line for each mechanism that has any.
+def dots(series, lines=None, caption=""):
+    """A row for each mechanism, the highest first, and a dot for each seed.
 
-    scores  {name: {x: (mean, half width of the interval, [value of each seed])}}
-    ticks   {x: what the axis says}
+    series  {what: {name: [value of each seed]}}; dots of the first are full, of others hollow
+    lines   {what it is: value}, drawn upright, for instance a ceiling
     """
-    figure, ((axis,),) = new_figure(height=4.4)
-    scores = {name: line for name, line in scores.items() if line}
-    names, places = list(scores), sorted({x for line in scores.values() for x in line})
-    for i, name in enumerate(names):
-        line = sorted(scores[name].items())
-        x = [places.index(x) + 0.05 * (i - (len(names) - 1) / 2) for x, _ in line]
-        mean, half = np.array([score[:2] for _, score in line]).T
-        half = np.where(np.isfinite(half), half, 0)
-        ends = np.minimum(half, mean), np.minimum(half, 1 - mean)
-        style = dict(color=look(name).colour, marker=look(name).marker, label=label(name))
-        axis.errorbar(x, mean, ends, markersize=8, capsize=2, elinewidth=0.9, **style)
-        for place, (_, score) in zip(x, line):
-            axis.plot([place] * len(score[2]), score[2], ".", color=style["color"], alpha=0.6)
-    axis.axhline(chance, color="#7a7a7a", linewidth=1, linestyle=":")
-    axis.set_xticks(range(len(places)), [str((ticks or {}).get(x, x)) for x in places])
-    axis.set(xlabel=xlabel, ylabel="accuracy on new clips", ylim=(0.45, 1.03))
-    axis.grid(axis="y", alpha=0.3)
-    figure.legend(loc="outside right upper", frameon=False)
-    told = [f"{label(n)}: {x} {v[0]:.2f}" for n in names for x, v in scores[n].items()]
-    ends = {name: line[max(line)][0] for name, line in scores.items()}
-    caption = caption or f"At the right end, {best_and_last(ends)}; a dot is a seed."
-    return as_picture(figure, f"Accuracy over {xlabel}. " + ", ".join(told), caption)
-
-
-def best_and_last(values):
-    """{name: value} -> who is highest and who lowest, in words."""
-    last, *_, best = sorted([*values, *values], key=values.get)
-    told = f"highest is {label(best)} {values[best]:.2f}"
-    return told + f", lowest {label(last)} {values[last]:.2f}" * (len(values) > 1)
-
-
-def bars(scores, lines=None, start=0.4, caption=""):
-    """One bar for each mechanism, the longest first, with 95% intervals and a dot for each seed.
-
-    scores  {name: (mean, half width of the interval, [value of each seed])}
-    lines   {what it is: value}, drawn across, for instance a ceiling
-    """
-    order = sorted(scores, key=lambda name: scores[name][0])
-    figure, ((axis,),) = new_figure(height=0.9 + 0.27 * len(order))
-    for y, name in enumerate(order):
-        mean, half, seeds = scores[name]
-        half, style = half if np.isfinite(half) else 0, dict(color=look(name).colour)
-        axis.barh(y, mean - start, left=start, alpha=0.35, height=0.7, **style)
-        ends = [[half], [min(half, 1 - mean)]]
-        axis.errorbar(mean, y, xerr=ends, marker=look(name).marker, capsize=3, **style)
-        axis.plot(seeds, [y] * len(seeds), ".", color="black", markersize=3)
+    first = next(iter(series.values()))
+    order = sorted(first, key=lambda name: np.mean(first[name]))
+    figure, ((axis,),) = new_figure(height=1 + 0.22 * len(order))
+    for i, (what, found) in enumerate(series.items()):
+        for y, name in enumerate(order):
+            values, colour = found.get(name, []), look(name).colour
+            style = dict(facecolor="none" if i else colour, edgecolor=colour, s=34, alpha=0.8)
+            axis.scatter(values, [y - 0.3 * i] * len(values), **style)
+        axis.scatter([], [], facecolor="none" if i else "black", edgecolor="black", label=what)
     for what, value in (lines or {}).items():
-        axis.axvline(value, color="black", linewidth=1, linestyle="--")
-        where, style = (value, len(order) - 0.1), dict(ha="center", va="bottom", fontsize=8)
-        axis.annotate(f"{what} {value:.3f}", where, annotation_clip=False, **style)
+        axis.axvline(value, color="black", linewidth=1, linestyle="--", label=f"{what} {value:.3f}")
     axis.set_yticks(range(len(order)), [label(name) for name in order])
-    axis.set(xlabel="accuracy on new clips", xlim=(start, 1.01), ylim=(-0.6, len(order) - 0.1))
+    axis.set(xlabel="accuracy on new clips", xlim=(0.4, 1.02), ylim=(-0.8, len(order) - 0.3))
     axis.grid(axis="x", alpha=0.3)
-    told = "; ".join(f"{label(name)} {scores[name][0]:.2f}" for name in order[::-1])
-    means = {name: score[0] for name, score in scores.items()}
-    caption = caption or f"Of {len(scores)}, {best_and_last(means)}; a dot is a seed."
-    return as_picture(figure, f"accuracy on new clips: {told}", caption)
+    figure.legend(loc="outside upper left", ncols=3, frameon=False)
+    told = [f"{what}: " + ", ".join(f"{label(name)} {np.mean(x):.2f}" for name, x in found.items())
+            for what, found in series.items()]  # fmt: skip
+    return as_picture(figure, "accuracy on new clips, " + "; ".join(told), caption)
 
 
 def learning_curves(runs, chance=0.5, caption=""):
