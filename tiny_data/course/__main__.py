@@ -22,8 +22,7 @@ WHY = 'The "why" questions are read by a person and are not part of this.'
 
 def plain(words):
     """A message on one line, without what would end a block of text or colour a terminal."""
-    words = "".join(x if x.isprintable() else " " for x in words).replace("```", "'''")
-    return words.encode("utf-8", "replace").decode()
+    return "".join(x if x.isprintable() else " " for x in words).replace("```", "'''")
 
 
 def function_lines(marks):
@@ -73,15 +72,15 @@ def submissions(path):
         return {path.parent.name if path.name == "student.py" else path.stem: path}
     found = {}
     for entry in sorted(x for x in path.iterdir() if x.name[0] not in "._"):
-        name = re.sub(r"[^\w.-]+", "_", entry.stem)
-        name += "_2" if name in found else ""
+        name = re.sub(r"[^\w.-]+", "_", entry.name if entry.is_dir() else entry.stem)
+        while name in found:
+            name += "_2"
         found[name] = entry / "student.py" if entry.is_dir() else entry
     return found
 
 
 def grade_one(name, path, wanted, seed, folder):
-    """Grade in a process of its own, which may end or hang. There is a results.json from the start.
-    A file in started/ counts how often it was begun and not finished: never a third time."""
+    """Grade in a process that may end or hang. What was begun twice and not finished is left."""
     mark = folder / "started" / name
     mark.write_text(mark.read_text() + "x" if mark.exists() else "x")
     write(grading.nothing(name, wanted, "its grading hung, or ended by itself"), folder)
@@ -107,6 +106,7 @@ def grade(path, wanted, folder, seed, jobs, resume):
     note.write_text(str(seed))
     for f in [f for q in wanted for f in q.functions]:
         grading.right_answers(f, seed)  # once, for all processes that are forked
+    print("" if grading.isolation() else grading.OPEN)
     begun = [x for x in files if (folder / "started" / x).exists()]
     done = [x for x in files if (folder / "gradescope" / f"{x}.json").exists()]
     fresh = [x for x in files if x not in begun + done]

@@ -68,8 +68,7 @@ def plain(x):
 def renamed(function, options, names):
     """Options under the names that the function has for them, if its parameters were renamed."""
     code = getattr(function, "__code__", None)
-    own = code.co_varnames[: code.co_argcount] if code else ()
-    own = own if len(own) == len(names) else names
+    own = code.co_varnames[: len(names)] if code and code.co_argcount == len(names) else names
     return {x if x in own else own[names.index(x)]: y for x, y in options.items()}
 
 
@@ -101,7 +100,7 @@ def difference(found, right, tolerance):
             return ""
         try:
             found, right = (torch.tensor(x, dtype=torch.float64) for x in (found, right))
-        except (TypeError, ValueError):
+        except Exception:
             return f"{str(found)[:200]} came back, right is {str(right)[:200]}"
     if found.shape != right.shape:
         return f"the shape is {tuple(found.shape)}, right is {tuple(right.shape)}"
@@ -123,14 +122,17 @@ def wrong_gradients(found, right):
     return words + ", ".join(str(n + 1) for n in wrong) if wrong else ""
 
 
-def compare(found, right, tolerance):
-    """{"value" or "gradients": what is wrong with it, in words}"""
-    value, gradients = difference(found["value"], right["value"], tolerance), ""
+def compare(found, right, case):
+    """{"value", "gradients" or "price": what is wrong with it, in words}"""
+    wrong = dict(value=difference(found["value"], right["value"], case["tolerance"]))
     types = [x.dtype for x in (found["value"], right["value"]) if torch.is_tensor(x)]
-    if not value and types[1:] and types[1].is_floating_point and types[0] != types[1]:
-        value = f"the result is {types[0]}, the inputs are {types[1]}"
-    if not value and found.get("changed"):
-        value = "the inputs were changed in place: work on copies"
+    if types[1:] and types[1].is_floating_point and types[0] != types[1]:
+        wrong["value"] = wrong["value"] or f"the result is {types[0]}, the inputs are {types[1]}"
+    if found.get("changed"):
+        wrong["value"] = wrong["value"] or "the inputs were changed in place: work on copies"
     if right["gradients"] is not None:
-        gradients = wrong_gradients(found.get("gradients"), right["gradients"])
-    return {x: words for x, words in (("value", value), ("gradients", gradients)) if words}
+        wrong["gradients"] = wrong_gradients(found.get("gradients"), right["gradients"])
+    allowed = 1.1 * right["macs"] + 4 * sum(x.numel() for x in case["args"] if torch.is_tensor(x))
+    if case["price"] and right["macs"] >= 1000 and found.get("macs", 0) > allowed:
+        wrong["price"] = f"{found['macs']:.0f} multiplications, right are {right['macs']:.0f}"
+    return {part: words for part, words in wrong.items() if words}

@@ -21,13 +21,14 @@ class Case:
     tags: tuple = ()  # the parts that it belongs to, none is "values"
     tolerance: float = 1e-9  # relative
     derivatives: bool = True
+    price: bool = True
     names: list = ()  # of the function's parameters, in order
 
     def words(self):
         words = [tuple(x.shape) if torch.is_tensor(x) else x for x in self.args]
         words = [str(x) for x in words if isinstance(x, (int, tuple))]
-        options = self.options.items()
-        words += [f"{x}={y['handed'] if isinstance(y, dict) else y}" for x, y in options]
+        for name, x in self.options.items():
+            words.append(f"{name}={x['handed'] if isinstance(x, dict) else x}")
         return ", ".join(dict.fromkeys(words))
 
 
@@ -46,8 +47,8 @@ def hand(name, *inputs):
 
 
 def crossed(make, sizes, tags=lambda *x: {}, half=None, scales=(1,), also=(), **options):
-    """Cases of make(draw, *size) for all sizes and options; tags(*size) is {part: whether}, and all
-    belong to `also`. The size `half` is tried in lower precision, its numbers times `scales`."""
+    """Cases of make(draw, *size), or of the size itself, for all options. tags(*size) is {part:
+    whether}, all belong to `also`. `half` is tried in lower precision, numbers times `scales`."""
     lists = [[{}] + [{name: value} for value in values] for name, values in options.items()]
     combinations = [dict(ChainMap(*some)) for some in itertools.product(*lists)]
     types = (torch.float16, torch.bfloat16, torch.float32) if half else ()
@@ -56,7 +57,7 @@ def crossed(make, sizes, tags=lambda *x: {}, half=None, scales=(1,), also=(), **
         found = []
         for size, chosen in itertools.product(sizes, combinations):
             parts = (*also, *chosen, *(part for part, true in tags(*size).items() if true))
-            found.append(Case(make(draw, *size), chosen, parts))
+            found.append(Case(make(draw, *size) if make else size, chosen, parts))
         for dtype, scale in itertools.product(types, scales):
             args = make(functools.partial(draw, dtype=dtype, scale=scale), *half)
             tolerance = min((1e-4 if dtype == torch.float32 else 0.05) * scale, 0.5)
@@ -70,15 +71,15 @@ def of_clip(grid, C, *others):
     return {"class tokens": C > 0, "odd grids": grid in ODD}
 
 
-def mechanism(more=lambda draw, B, h, d, grid: (), **options):
+def mechanism(more=lambda draw, B, h, d, grid: (), clips=CLIPS, **options):
     """Cases of f(q, k, v, grid, ...): all options with all class tokens on all grids."""
 
     def make(draw, grid, C):
-        B, h, d = (2, 3, 8) if grid in GRIDS else (1, 2, 8)
+        B, h, d = (2, 3, 8) if grid in GRIDS else (1, min(grid[0], 2), 8)
         qkv = [draw(B, h, C + math.prod(grid), d) for _ in "qkv"]
         return (*qkv, grid, *more(draw, B, h, d, grid))
 
-    return crossed(make, CLIPS, of_clip, (GRIDS[0], 1), **options)
+    return crossed(make, clips, of_clip, (GRIDS[0], 1), **options)
 
 
 CUTS = {  # ranges of frames, rows and columns

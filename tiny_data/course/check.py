@@ -17,7 +17,7 @@ FAILED = []  # names of functions
 def test_function(case):
     FAILED.append(case["function"])
     found = answer(getattr(student, case["function"]), case)
-    wrong = " and ".join(compare(found, case, case["tolerance"]).values())
+    wrong = " and ".join(compare(found, case, case).values())
     assert not wrong, f"{case['function']}, {case['part']}, {case['words']}: {wrong}"
     FAILED.pop()
 

@@ -111,6 +111,7 @@ def cases_of(function, seed):
     cases = function.cases(draws(function.name, seed))
     for case in cases:
         case.names = list(inspect.signature(reference()[function.name]).parameters)
+        case.price = case.derivatives and "price" in function.parts
         case.derivatives &= "gradients" in function.parts
     return sorted(cases, key=lambda case: len(case.tags))
 

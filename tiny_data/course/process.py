@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).parent
-LARGEST = 64 * 10**6  # bytes of one file of results
+LARGEST = 16 * 10**6  # bytes of one file of results
 CALL, LOADING, ALL = 10, 40, 180  # seconds for a call, an import, a submission
 VARIABLES = dict.fromkeys(("OMP_NUM_THREADS", "PYTHONDONTWRITEBYTECODE", "PYTHONHASHSEED"), "1")
 VARIABLES |= {"PYTHONPATH": sysconfig.get_paths()["purelib"], "CUDA_VISIBLE_DEVICES": ""}
@@ -29,13 +29,13 @@ class Gone(Exception):
 
 @functools.cache
 def isolation():
-    """The words of a command that isolates what follows them, or none."""
+    """The words of a command that isolates what follows them, or none if it does not work here."""
     words = [shutil.which("bwrap") or "", "--unshare-all", "--die-with-parent", "--new-session"]
     words += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
     for path in ("/usr", "/lib", "/lib64", "/bin", sys.prefix, sys.base_prefix, torch.__path__[0]):
         words += ["--ro-bind-try", path, path]
-    works = words[0] and subprocess.run([*words, sys.executable, "-c", ""]).returncode == 0
-    return words if works else []
+    test = dict(args=[*words, sys.executable, "-c", "import torch"], stderr=subprocess.DEVNULL)
+    return words if words[0] and subprocess.run(**test).returncode == 0 else []
 
 
 def is_plain(x):

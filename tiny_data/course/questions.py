@@ -26,9 +26,8 @@ class Question:
 
 
 def ask(name, points, shares, *cases):
-    pairs = [share.rsplit(" ", 1) for share in shares.split(", ")]
-    shares = {part: int(percent) for part, percent in pairs}
-    return Function(name, points, shares, lambda draw: [x for some in cases for x in some(draw)])
+    parts = {part: int(n) for part, n in (share.rsplit(" ", 1) for share in shares.split(", "))}
+    return Function(name, points, parts, lambda draw: [x for some in cases for x in some(draw)])
 
 
 def qkv(draw, lead, I, J):
@@ -47,10 +46,6 @@ def features(draw, lead, I, J, silent=0):
 
 def vectors(draw, lead, n, d, count, power=0):
     return draw(*lead, n, d) * draw(n, 1).exp() ** power, count
-
-
-def given(draw, *args):
-    return args
 
 
 def with_boxes(cut, **options):
@@ -78,12 +73,13 @@ QUESTIONS = [
             "gradients 10, price 5, precision 5", mechanism(attention=attention)),
         ask("time_attention", 4, "values 35, class tokens 10, odd grids 5, attention 10, "
             "causal 15, class_key 10, gradients 5, price 5, precision 5",
-            mechanism(attention=attention, causal=[True]), mechanism(class_key=[True]))]),
+            mechanism(attention=attention, causal=[True]), mechanism(class_key=[True]),
+            mechanism(clips=[(GRIDS[1], 0)], attention=attention, class_key=[True]))]),
     Question(3, "Boxes", [
         ask("cut", 2, "values 50, first 30, short 20",
-            crossed(given, [(6, 2, 2), (7, 3, 3), (8, 4, 4), (9, 2, 2)]),
-            crossed(given, [(3, 3, 3), (2, 5, 5), (1, 1, 1), (3, 4, 2), (4, 4, 2)], also=["short"]),
-            crossed(given, [(8, 4, 2), (7, 3, 1), (9, 5, 2), (6, 2, 1)], also=["first"])),
+            crossed(None, [(6, 2, 2), (7, 3, 3), (8, 4, 4), (9, 2, 2)]),
+            crossed(None, [(3, 3, 3), (2, 5, 5), (1, 1, 1), (3, 4, 2), (4, 4, 2)], also=["short"]),
+            crossed(None, [(8, 4, 2), (7, 3, 1), (9, 5, 2), (6, 2, 1)], also=["first"])),
         ask("tokens_of_boxes", 2, "values 60, class tokens 20, odd grids 20",
             crossed(lambda draw, grid, C, cut: (grid, boxes(cut, grid), C),
                     [(*clip, cut) for clip in CLIPS for cut in CUTS], of_clip)),
@@ -96,8 +92,9 @@ QUESTIONS = [
     Question(5, "Mixing", [
         ask("mix_frames", 4, "values 40, window 20, moved 15, odd grids 5, gradients 15, "
             "precision 5", crossed(lambda draw, B, T, h, L: (draw(B * T, h, L, 18), T),
-                [(2, 5, 3, 4), (1, 4, 2, 6), (3, 1, 2, 1)], lambda B, T, *x: {"odd grids": T == 1},
-                (2, 5, 3, 4), window=[2, 3], moved=[1.0, 0.0, 0.8])),
+                [(2, 5, 3, 4), (1, 4, 2, 6), (3, 1, 2, 1), (1, 1, 1, 3)],
+                lambda B, T, *x: {"odd grids": T == 1}, (2, 5, 3, 4),
+                window=[2, 3], moved=[1.0, 0.0, 0.8])),
         ask("mixing_attention", 4, "values 40, window 5, moved 5, summary 15, class tokens 15, "
             "odd grids 5, gradients 5, price 5, precision 5",
             mechanism(window=[2], moved=[1.0], summary=[True]))]),
@@ -114,45 +111,45 @@ QUESTIONS = [
             crossed(features, LEADING, leading, ((2, 3), 40, 40), (30, 1), eps=[0.5, 0.0],
                     rotation=[hand("rotation")]),
             crossed(lambda *size: features(*size, 1), LEADING, leading, also=["eps"], eps=[0.5])),
-        ask("relu_features", 1, "values 70, odd grids 10, gradients 20",
+        ask("relu_features", 1, "values 65, odd grids 10, gradients 20, precision 5",
             crossed(lambda draw, *shape: (draw(*shape),),
                     [(2, 3, 7, 4), (3, 2, 5, 9), (1, 1, 1, 6), (5, 2)],
-                    lambda *shape: {"odd grids": len(shape) < 4 or 1 in shape})),
+                    lambda *shape: {"odd grids": len(shape) < 4 or 1 in shape}, (2, 3, 7, 4))),
         ask("linear_attention", 1, "values 55, class tokens 10, odd grids 10, gradients 10, "
             "price 10, precision 5", mechanism()),
-        ask("fixation_gate", 2, "values 50, layers 20, odd grids 10, gradients 20", crossed(
-            lambda draw, B, h, N, x: (layer(draw, x, 4, 12), *(draw(B, h, N, 4) for _ in "qkv")),
+        ask("fixation_gate", 2, "values 45, layers 20, odd grids 10, gradients 20, precision 5",
+            crossed(lambda draw, B, h, N, x: (layer(draw, x, 4, 12), *draw(3, B, h, N, 4)),
             [(*x, kind) for x in ((2, 3, 7), (1, 1, 1), (3, 1, 4)) for kind in KINDS],
-            lambda B, h, N, kind: {"layers": kind != "layer", "odd grids": h == 1}))]),
+            lambda *x: {"layers": x[3] != "layer", "odd grids": x[1] == 1}, (2, 3, 7, "layer")))]),
     Question(8, "Rotary positions", [
         ask("rotate", 6, "values 45, base 15, widths 10, class tokens 15, odd grids 5, "
             "gradients 5, precision 5", crossed(
-                lambda draw, grid, C, d: (draw(2, 2, C + math.prod(grid), d), grid),
+                lambda draw, grid, C, d: (draw(*grid[1:], C + math.prod(grid), d), grid),
                 [(*clip, d) for clip in CLIPS for d in (12, 18, 16, 10, 6)],
                 lambda grid, C, d: of_clip(grid, C) | {"widths": d % 6 > 0}, (GRIDS[0], 1, 12),
                 base=[100.0, 7]))]),
     Question(9, "Trajectories", [
         ask("attend_per_frame", 3, "values 45, attention 15, odd grids 10, gradients 10, price 15, "
             "precision 5", crossed(
-                lambda draw, I, T, S: (*(draw(2, 3, n, 8) for n in (I, T * S, T * S)), T),
-                [(7, 4, 5), (20, 4, 5), (1, 3, 1), (5, 1, 6), (1, 1, 1)],
-                lambda *size: {"odd grids": 1 in size}, (20, 4, 5), attention=attention)),
-        ask("own_frame", 2, "values 70, odd grids 15, gradients 15",
+                lambda draw, B, h, I, T, S: (*(draw(B, h, n, 8) for n in (I, T * S, T * S)), T),
+                [(2, 3, 7, 4, 5), (2, 3, 20, 4, 5), (1, 2, 1, 3, 1), (2, 1, 5, 1, 6), (1,) * 5],
+                lambda *size: {"odd grids": 1 in size}, (2, 3, 20, 4, 5), attention=attention)),
+        ask("own_frame", 2, "values 65, odd grids 15, gradients 15, precision 5",
             crossed(lambda draw, B, h, T, S, d: (draw(B, h, T * S, T, d),), PATHS,
-                    lambda *size: {"odd grids": 1 in size[1:4]})),
-        ask("attend_along_trajectories", 4, "values 50, layers 15, odd grids 10, gradients 15, "
-            "price 10", crossed(
+                    lambda *size: {"odd grids": 1 in size[1:4]}, PATHS[0])),
+        ask("attend_along_trajectories", 4, "values 45, layers 15, odd grids 10, gradients 15, "
+            "price 10, precision 5", crossed(
                 lambda draw, B, h, T, S, d, kind: (
                     draw(B, h, T * S, T, d),
                     *(layer(draw, kind, n * h * d, h * d) for n in (1, 2))),
-                [(*x, kind) for x in PATHS for kind in KINDS],
-                lambda *x: {"layers": x[-1] != "layer", "odd grids": 1 in x[1:4]})),
+                [(*x, kind) for x in PATHS for kind in KINDS], half=(*PATHS[0], "layer"),
+                tags=lambda *x: {"layers": x[-1] != "layer", "odd grids": 1 in x[1:4]})),
         ask("trajectory_attention", 3, "values 50, class tokens 25, odd grids 5, gradients 10, "
             "price 5, precision 5", mechanism(lambda draw, B, h, d, grid: (
                 hand("first stage"), hand("second stage", draw(d, d)))))]),
     Question(10, "Measure", [
         ask("window_costs", 2, "values 40, mechanism 60",
-            crossed(given, [((3, 2, 4), [0, 1, 2], 2, 6), ((6, 3, 2), [1, 4, 9], 3, 10)],
+            crossed(None, [((3, 2, 4), [0, 1, 2], 2, 6), ((6, 3, 2), [1, 4, 9], 3, 10)],
                     mechanism=[hand("mechanism")])),
         ask("prototype_errors", 1, "values 60, choose 40",
             crossed(lambda draw, N, *grid: (*(draw(2, 3, N, 8) for _ in "qkv"), grid, [1, 4, 9]),
