@@ -1,4 +1,4 @@
-"""The proof that the course kit grades, a sample of it. COURSE=whole is all: half an hour."""
+"""The proof that the course kit grades, a sample of it. COURSE=whole is all of it."""
 
 import ast
 import json
