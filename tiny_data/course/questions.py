@@ -94,7 +94,7 @@ QUESTIONS = [
             "precision 5", crossed(lambda draw, B, T, h, L: (draw(B * T, h, L, 18), T),
                 [(2, 5, 3, 4), (1, 4, 2, 6), (3, 1, 2, 1), (1, 1, 1, 3)],
                 lambda B, T, *x: {"odd grids": T == 1}, (2, 5, 3, 4),
-                window=[2, 3], moved=[1.0, 0.0, 0.8])),
+                window=[0, 2, 3], moved=[1.0, 0.0, 0.8])),
         ask("mixing_attention", 4, "values 40, window 5, moved 5, summary 15, class tokens 15, "
             "odd grids 5, gradients 5, price 5, precision 5",
             mechanism(window=[2], moved=[1.0], summary=[True]))]),
