@@ -46,15 +46,20 @@ class Live:
         self.handle.update(figures.learning_curves({n: run for n, run in self.runs.items() if run}))
 
 
+def steps_or(steps):
+    """The environment's TUTORIAL_STEPS, or so many."""
+    return int(os.environ.get("TUTORIAL_STEPS", 0)) or steps
+
+
 def train_live(task, *names, device="cpu", **options):
     """Train models of the study on a task, drawing loss and accuracy -> a model, or a list of them.
 
     options     of the models, such as position="separate", position tables
     What was trained before comes back at once. The stop button ends the training within a second;
-    the same cell, run again, trains anew. TUTORIAL_STEPS in the environment is the number of steps.
+    the same cell, run again, trains anew.
     """
     live, models = Live(), [study.build(name, task, **options).eval() for name in names]
-    steps = int(os.environ.get("TUTORIAL_STEPS", 0)) or study.TASKS[task].steps
+    steps = steps_or(study.TASKS[task].steps)
     for i, name in enumerate(names):
         key = task, name, *options.values()
         if key not in TRAINED:
@@ -137,13 +142,32 @@ def small_grid(seed=0, width=2):
 
 def giga_macs(scheme, grid, dim=768, heads=12):
     """Multiply-accumulates of the attention steps of one layer, in billions, counted, not run."""
+    return counted(va.ATTENTION[scheme], grid, dim, heads) / 1e9
+
+
+def counted(steps, grid, dim, heads):
     with torch.device("meta"):
-        x = torch.empty(1, math.prod(grid), dim)
-        steps = [make(dim, heads) for make in va.ATTENTION[scheme]]
+        x, steps = torch.empty(1, math.prod(grid), dim), [make(dim, heads) for make in steps]
         with FlopCounterMode(display=False) as counter:
             for step in steps:
                 step(x, grid)
-    return counter.get_total_flops() / 2e9
+    return counter.get_total_flops() / 2
+
+
+def long_range_arena():
+    """A table of Motionformer's table 5: 2 layers of width 64, 2 heads, MLPs of 128, 2,048 tokens."""
+    N, D = 2048, 64
+    steps = {
+        "exact": (va.step(va.joint_attention), 1.21),
+        "Orthoformer, P = 64": (va.step(va.OrthoformerAttention, prototypes=64), 0.24),
+        "Performer, M = 256": (va.step(va.PerformerAttention, features=256), 0.49),
+        "Nystrom, P = 128": (va.step(va.nystrom_attention, landmarks=128), 0.62),
+    }
+    macs = {name: 2 * (counted([make], (N, 1, 1), D, 2) + 2 * N * D * 128)
+            for name, (make, _) in steps.items()}  # fmt: skip
+    rows = [[name, f"{macs[name] / 1e9:.3f}", published] for name, (_, published) in steps.items()]
+    caption = "Billions of operations on the Long Range Arena: the order is that of the paper."
+    return figures.table(["", "counted here", "published"], rows, caption)
 
 
 def steps_of(name, grid=(4, 4, 6), query=(1, 1, 2), dim=24, heads=4):

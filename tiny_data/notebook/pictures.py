@@ -138,7 +138,8 @@ class Page:
             self.strip(*strip, words=words)
         _, shades, values = rows[-1]
         taken = (shades == 1) | (shades == 4)
-        each = ", ".join(map(str, taken.sum(axis=(1, 2)))) + f" of {taken[0].size} in its frames"
+        *first, last = map(str, taken.sum(axis=(1, 2)))
+        each = f"{', '.join(first)} and {last} of the {taken[0].size} patches of the frames"
         told = f"The patch in orange takes from {'every patch' if taken.all() else each} (blue)."
         if len(rows) > 1:
             told = "Dark blue is what the patch in orange takes in each step; in the block "
