@@ -70,7 +70,6 @@ FAST = dict(size=(16, 32), speed=8)  # two patches a frame: in the next the obje
 TASKS = {
     "plain": Task({}, 400),
     "moving camera": Task(dict(camera=True), 400),
-    "slow": Task(FAST | dict(speed=2), 400),
     "fast": Task(FAST, 400),
     "crossing": Task(FAST | dict(crossing=True), 600),
     "appearance": Task(dict(appearance=True), 200),
@@ -139,7 +138,6 @@ SECTIONS = {
     "tables": Section(dict.fromkeys(SCHEMES, 3), [["plain"]], "separate"),
     "speed": Section(dict.fromkeys(SPEED, 5), [["fast"]], "rotary"),
     "fast, tables": Section(dict.fromkeys(SPEED, 3), [["fast"]], "separate"),
-    "slow": Section(dict.fromkeys(SPEED, 3), [["slow"]], "rotary"),
     "crossing": Section(dict.fromkeys(["joint", "trajectory"], 5), [["crossing"]], "rotary"),
     "prototypes": Section(dict.fromkeys(PROTOTYPES, 3), [["plain"]], "rotary"),
     "single frames": Section({"mixing": 3}, SINGLE, "rotary"),

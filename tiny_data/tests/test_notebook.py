@@ -278,6 +278,6 @@ def test_the_stop_button_ends_training_and_the_cell_trains_anew(quick, monkeypat
 
     monkeypatch.setattr(study, "training_step", stop)
     with redirect_stdout(StringIO()) as said:
-        models = cells.train_live("slow", "joint", "mixing")
+        models = cells.train_live("fast", "joint", "mixing")
     assert "stopped" in said.getvalue() and not any(model.training for model in models)
-    assert ("slow", "joint") not in cells.TRAINED and "mixing" not in said.getvalue()
+    assert ("fast", "joint") not in cells.TRAINED and "mixing" not in said.getvalue()
