@@ -56,9 +56,6 @@ def moving_objects(batch, seed=0, camera=False, labels=None, **options):
     frames      T; with 1 nothing tells the direction
     speed       pixels a frame, relative to the background
     background  False makes it one colour, the mean of all backgrounds; objects stay as they were
-    decoys      so many other objects, each at a new position drawn uniformly in every frame
-    occluder    pixels: a bright upright bar of that width, at rest in the image, hides what is
-                behind it
     crossing    a second object moves the other way in the same rows; the one that the label is
                 about carries a white border in one frame, drawn uniformly
     appearance  the label is the object's shape, a square or a cross; it moves either way
@@ -70,14 +67,13 @@ def moving_objects(batch, seed=0, camera=False, labels=None, **options):
 
 def make(
     batch, seed=0, camera=False, labels=None, *, size=SIZE, frames=FRAMES, speed=SPEED,
-    background=True, decoys=0, occluder=0, crossing=False, appearance=False,
+    background=True, crossing=False, appearance=False,
 ):  # fmt: skip
     """The same clips in numpy: video (B, 3, T, H, W) uint8, label (B,), path (B, T, 2)."""
     H, W = (size, size) if isinstance(size, int) else size
     assert H % BLOCK == W % BLOCK == 0 and min(H, W) >= OBJECT, f"size {(H, W)}: even, {OBJECT} up"
     assert frames >= 1 and frames % 1 == 0, f"frames={frames}"
     assert 1 <= speed < W // 2, f"speed={speed}: 1 to {W // 2 - 1} pixels a frame on {W} columns"
-    assert 0 <= occluder < W, f"occluder={occluder} of {W} columns"
     rng = np.random.default_rng(seed)
     label = rng.integers(len(CLASSES), size=batch)
     if labels is not None:
@@ -88,22 +84,18 @@ def make(
     if appearance:
         mask = shapes(H, W)[3 * label]
     steps = speed * np.arange(frames)[:, None] * np.array([0, 1])  # (T, 2)
-    place = new_places(rng, batch, 1, H, W) + steps  # (B, T, 2)
+    place = new_places(rng, batch, H, W) + steps  # (B, T, 2)
     view = camera_walk(rng, batch, frames) if camera else np.zeros_like(place)  # (B, T, 2)
 
     scene = scene if background else np.full_like(scene, (DIM[1] - 1) // 2)
     video = moved(scene, -view)  # (B, T, H, W, 3)
-    for _ in range(decoys):
-        video = with_decoy(video, rng)
     if crossing:
-        sideways = new_places(rng, batch, 1, H, W) * np.array([0, 1])
+        sideways = new_places(rng, batch, H, W) * np.array([0, 1])
         other = new_object(rng, batch, H, W)
         video = pasted(video, *other, place + sideways - 2 * steps - view)
     video = pasted(video, mask, look, place - view)
     if crossing:
         video = with_mark(video, rng, place - view)
-    if occluder:
-        video = with_bar(video, rng, occluder)
     path = ((place - view + (OBJECT - 1) / 2) % (H, W)).astype(np.float32)  # (B, T, 2)
     left = label == CLASSES.index("left")
     if appearance:
@@ -125,10 +117,10 @@ def new_object(rng, batch, H, W):
     return shapes(H, W)[rng.integers(4, size=batch)], look
 
 
-def new_places(rng, batch, frames, H, W):
-    """Rows and columns (B, frames, 2), uniform on the torus."""
+def new_places(rng, batch, H, W):
+    """Rows and columns (B, 1, 2), uniform on the torus."""
     bound = H if H == W else (H, W)
-    return rng.integers(bound, size=(batch, frames, 2))
+    return rng.integers(bound, size=(batch, 1, 2))
 
 
 def distances(H, W):
@@ -158,12 +150,6 @@ def pasted(video, mask, look, place):
     return np.where(moved(mask, place), moved(look, place), video)
 
 
-def with_decoy(video, rng):
-    """An object that is somewhere else in every frame, in front of the video (B, T, H, W, 3)."""
-    B, T, H, W, _ = video.shape
-    return pasted(video, *new_object(rng, B, H, W), new_places(rng, B, T, H, W))
-
-
 def with_mark(video, rng, place):
     """A white border, one pixel around what is at (B, T, 2), in one frame of each clip."""
     B, T, H, W, _ = video.shape
@@ -172,14 +158,6 @@ def with_mark(video, rng, place):
     ring = np.broadcast_to(ring[..., None], (B, H, W, 1))
     ring = moved(ring, place) & marked[:, :, None, None, None]  # (B, T, H, W, 1)
     return np.where(ring, np.uint8(255), video)
-
-
-def with_bar(video, rng, width):
-    """An upright bar, `width` pixels wide, in front of the video and at rest in the image."""
-    B, T, H, W, _ = video.shape
-    bar = np.broadcast_to(np.arange(W)[:, None] < width, (B, H, W, 1))
-    look = texture(rng, (B, H, W), BRIGHT)
-    return pasted(video, bar, look, new_places(rng, B, 1, H, W))
 
 
 def camera_walk(rng, batch, frames):

@@ -9,9 +9,8 @@ from tiny_data import image_path_ceiling, moving_objects, path_tells
 from tiny_data.moving_objects import DIM
 
 CROSSING = dict(crossing=True, size=(16, 32), speed=8)
-OPTIONS = [{}, dict(camera=True), dict(size=32, speed=8), dict(decoys=2), CROSSING]
-OPTIONS += [dict(size=(12, 20), speed=3, frames=5), dict(occluder=4, camera=True)]
-OPTIONS += [dict(background=False, frames=2)]
+OPTIONS = [{}, dict(camera=True), dict(size=32, speed=8), dict(background=False, frames=2)]
+OPTIONS += [dict(size=(12, 20), speed=3, frames=5), CROSSING]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -92,13 +91,19 @@ def test_the_other_object_may_be_anywhere_and_moves_the_other_way():
     assert (steps + math.pi / 2).cos().mean() > 0.8
 
 
-def test_decoys_and_bars_are_there():
-    without_it = moving_objects(16, seed=8)
-    changed = moving_objects(16, seed=8, decoys=1).video != without_it.video
-    assert changed.any(dim=1).float().mean(dim=(1, 2, 3)).min() > 0.05
-    bar = moving_objects(16, seed=8, occluder=6).video != without_it.video
-    columns = bar.any(dim=1).all(dim=2)  # (B, T, W): changed from top to bottom
-    assert (columns.sum(dim=-1) >= 5).all() and torch.equal(columns[:, 0], columns[:, 3])
+@pytest.mark.parametrize("frames", [1, 4])
+def test_with_appearance_the_label_is_the_shape(frames):
+    """A square or a cross, also in a single frame; with either it moves either way."""
+    options = dict(appearance=True, background=False, frames=frames, size=24, speed=5)
+    clips, grey = moving_objects(200, seed=4, **options), (DIM[1] - 1) // 2 / 127.5 - 1
+    twins = moving_objects(200, seed=4, labels=1 - clips.label, **options)
+    for label, (video, _, path) in ((clips.label, clips), (1 - clips.label, twins)):
+        covered = ((video - grey).abs() > 1e-3).any(dim=1).sum(dim=(2, 3))  # (B, T) pixels
+        assert covered.equal(torch.tensor([64, 48])[label, None].expand(-1, frames))
+        assert path.equal(clips.path)
+    to_the_right = (clips.path.diff(dim=1)[..., 1] % 24 == 5).double().mean(dim=1)  # (B,)
+    for label in (0, 1) if frames > 1 else ():
+        assert 0.3 < to_the_right[clips.label == label].mean() < 0.7
 
 
 def test_the_path_tells_only_where_it_does():
@@ -122,7 +127,7 @@ def test_ceilings():
     assert abs(own - image_path_ceiling()) < 0.03 and own != image_path_ceiling()
 
 
-SILENT = {"size": (6, 15, (16, 9)), "frames": (1, 2.5), "speed": (0, -1, 8), "occluder": (-1, 16)}
+SILENT = {"size": (6, 15, (16, 9)), "frames": (0, 2.5), "speed": (0, -1, 8)}
 SILENT["labels"] = ([1], [0, 1, 2, 0], [[0, 1, 0, 1]])
 
 
