@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw
@@ -235,6 +235,26 @@ def maps(of, query, video=None, patch=4, caption=""):
     caption = caption or "The darker a patch, the more the framed one takes from it: see where."
     said = f"What the query {query} takes from each frame: {told}"
     return as_picture(figure, said, caption, colours=None)
+
+
+def gaze(video, of, query, t, patch=4):
+    """One frame of a moving picture: the clip (3, T, height, width), pale, and in blue what one
+    query takes, in red, by name as (maps (T, H, W), shares (T,) on the object)."""
+    figure, (axes,) = new_figure(1, len(of), 8.8, 2.2)
+    shot = pixels(video)[t] / 255
+    pale = (shot + 2 * shot.mean(axis=2, keepdims=True) + 1) / 4
+    for axis, (name, (taken, share)) in zip(axes, of.items()):
+        cover = 0.9 * np.kron(taken[t] / taken[t].max(), np.ones((patch, patch)))[..., None]
+        axis.imshow(pale * (1 - cover) + np.array(to_rgb(COLOURS["blue"])) * cover)
+        lattice(axis, *shot.shape[:2], patch)
+        corner = patch * query[2] - 0.5, patch * query[1] - 0.5
+        style = dict(ec=COLOURS["red"], lw=3, ls="-" if t == query[0] else ":")
+        axis.add_patch(Rectangle(corner, patch, patch, fill=False, **style))
+        axis.set(xticks=[], yticks=[], title=label(name) + ", time step" * (name == "divided"))
+        axis.set_xlabel(f"frame {t}: {share[t]:.0%} on the object")
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=100, facecolor="white")
+    return Image.open(file).convert("RGB").quantize(128)
 
 
 def outline(axis, query, t, patch=1):
