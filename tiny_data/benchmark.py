@@ -59,21 +59,17 @@ def load(path):
 
 def tokens_of(file, name, grid):
     """How many tokens a clip has: its patches and the class tokens that the scheme's model has."""
-    kind = file.CLASS_TOKEN.get(name, "clip")
-    class_tokens = {"none": 0, "clip": 1, "frame": grid[0]}[kind]
+    class_tokens = {"none": 0, "clip": 1, "frame": grid[0]}[file.CLASS_TOKEN.get(name, "clip")]
     return class_tokens + math.prod(grid)
 
 
 def is_view(operation):
-    """Whether an operation of torch only looks at its input in another shape.
-
-    Its schema then says that the output is the input's memory, and that nothing is written there.
-    `_unsafe_view`, the last step of a reshape that has copied, is one without saying so.
-    """
-    if operation.name() == "aten::_unsafe_view":
-        return True
-    outputs = [output.alias_info for output in operation._schema.returns]
-    return any(output is not None and not output.is_write for output in outputs)
+    """Whether an operation only looks at its input in another shape: its schema then says that the
+    output is the input's memory, and that nothing is written there. `_unsafe_view`, the last step
+    of a reshape that has copied, is one without saying so."""
+    aliases = [output.alias_info for output in operation._schema.returns]
+    says_so = any(alias is not None and not alias.is_write for alias in aliases)
+    return says_so or operation.name() == "aten::_unsafe_view"
 
 
 class CallCounter(TorchDispatchMode):
@@ -93,11 +89,9 @@ def counted(file, name, grid, dim, heads):
     with torch.device("meta"):
         layer = Layer(file, name, dim, heads).eval()
         x = torch.empty(1, tokens_of(file, name, grid), dim)
-    with torch.no_grad(), CallCounter() as counter:
+    with torch.no_grad(), FlopCounterMode(display=False) as operations, CallCounter() as counter:
         for step in layer.steps:
             step(x, grid)
-    with torch.no_grad(), FlopCounterMode(display=False) as operations:
-        layer(x, grid)
     parameters = sum(parameter.numel() for parameter in layer.parameters())
     macs = operations.get_total_flops() // 2
     return {"parameters": parameters, "macs": macs, "calls": counter.calls}
@@ -132,13 +126,10 @@ def milliseconds(call, device):
 
 def compared(call, other, device, repeats):
     """Two calls in turns -> the median time of the first, the median of its ratio to the other."""
-    milliseconds(call, device), milliseconds(other, device)  # to warm up
-    times, ratios = [], []
-    for _ in range(repeats):
-        first, second = milliseconds(call, device), milliseconds(other, device)
-        times.append(first)
-        ratios.append(first / second)
-    return statistics.median(times), statistics.median(ratios)
+    turns = [(milliseconds(call, device), milliseconds(other, device)) for _ in range(1 + repeats)]
+    turns = turns[1:]  # the first warms up
+    ratios = [first / second for first, second in turns]
+    return statistics.median(first for first, _ in turns), statistics.median(ratios)
 
 
 def peak_megabytes(call, device):
@@ -159,17 +150,17 @@ def peak_megabytes(call, device):
     return max(itertools.accumulate(changes)) / 1e6
 
 
-def measure(file, name, other_file, other_name, args):
-    """A scheme of one file beside a scheme of the same or of another: what one row shows."""
+def measure(name, other_file, other_name, args):
+    """A scheme beside another scheme, or beside itself in another file: what one row shows."""
     torch.compiler.reset()  # no more than a few compiled layers are kept
     size = args.grid, args.dim, args.heads
-    row = {"scheme": name} | counted(file, name, *size)
-    calls, others = passes(file, name, args), passes(other_file, other_name, args)
+    row = {"scheme": name} | counted(video_attention, name, *size)
+    calls, others = passes(video_attention, name, args), passes(other_file, other_name, args)
     for key in ("forward", "both"):
         result = compared(calls[key], others[key], args.device, args.repeats)
         row[f"{key}_ms"], row[f"{key}_ratio"] = result
     row["peak_mb"] = peak_megabytes(calls["both"], args.device)
-    if other_file is not file:
+    if args.against:
         row["calls_before"] = counted(other_file, other_name, *size)["calls"]
         row["peak_mb_before"] = peak_megabytes(others["both"], args.device)
     return row
@@ -177,23 +168,19 @@ def measure(file, name, other_file, other_name, args):
 
 def measured(args):
     """Every scheme that was asked for, beside joint attention or beside itself in another file."""
-    other = load(args.against) if args.against else None
-    names = args.schemes or list(video_attention.ATTENTION)
-    if other is not None:
-        names = [name for name in names if name in other.ATTENTION]
-    for name in tqdm(names, unit="scheme"):
-        if other is None:
-            yield measure(video_attention, name, video_attention, "joint", args)
-        else:
-            yield measure(video_attention, name, other, name, args)
+    other = load(args.against) if args.against else video_attention
+    names = args.schemes or video_attention.ATTENTION
+    for name in tqdm([name for name in names if name in other.ATTENTION], unit="scheme"):
+        yield measure(name, other, name if args.against else "joint", args)
 
 
 def table(rows, against):
     """The rows as Markdown."""
-    versus = "/ before" if against else "/ joint"
-    heads = ["scheme", "M parameters", "GMACs", "calls", "forward ms", versus]
-    heads += ["forward + backward ms", versus, "peak MB"]
-    heads += ["calls before", "peak MB before"] if against else []
+    heads = (
+        "scheme, M parameters, GMACs, calls, forward ms, / joint, forward + backward ms, / joint"
+    )
+    heads += ", peak MB, calls before, peak MB before" if against else ", peak MB"
+    heads = heads.replace("joint", "before" if against else "joint").split(", ")
     lines = [heads, ["---"] + ["---:"] * (len(heads) - 1)]
     for row in rows:
         cells = [row["scheme"], f"{row['parameters'] / 1e6:.2f}", f"{row['macs'] / 1e9:.2f}"]
@@ -206,12 +193,10 @@ def table(rows, against):
 
 def title(args):
     """One line that says what was measured and where."""
-    T, H, W = args.grid
-    device = f"CPU, {torch.get_num_threads()} threads"
-    if args.device == "cuda":
-        device = torch.cuda.get_device_name()
-    compiled = ", compiled" if args.compile else ""
-    size = f"{T} frames of {H} x {W} patches, D={args.dim}, {args.heads} heads"
+    size = "{} frames of {} x {} patches, D={}, {} heads".format(*args.grid, args.dim, args.heads)
+    on_cuda, compiled = args.device == "cuda", ", compiled" if args.compile else ""
+    threads = f"CPU, {torch.get_num_threads()} threads"
+    device = torch.cuda.get_device_name() if on_cuda else threads
     return f"{size}, {args.dtype}{compiled}, {device}, torch {torch.__version__}"
 
 
@@ -237,11 +222,9 @@ def main(words=None):
     args = arguments(words)
     if args.threads:
         torch.set_num_threads(args.threads)
-    rows = list(measured(args))
-    if args.json:
-        print(json.dumps({"arguments": vars(args), "where": title(args), "rows": rows}))
-    else:
-        print(title(args), table(rows, args.against), sep="\n\n")
+    rows, where = list(measured(args)), title(args)
+    as_json = json.dumps({"arguments": vars(args), "where": where, "rows": rows})
+    print(as_json if args.json else f"{where}\n\n{table(rows, args.against)}")
 
 
 if __name__ == "__main__":

@@ -28,12 +28,9 @@ def test_joint_attention_by_hand():
 
 def test_every_scheme_has_a_row(capsys):
     benchmark.main([*SMALL, "--schemes", "joint", "divided", "trajectory"])
-    printed = capsys.readouterr().out.splitlines()
-    assert [line.split(" | ")[0] for line in printed[-3:]] == [
-        "| joint",
-        "| divided",
-        "| trajectory",
-    ]
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[-5:]]
+    assert [row[0] for row in rows[2:]] == ["| joint", "| divided", "| trajectory"]
+    assert {len(row) for row in rows} == {9}
 
 
 def test_against_another_file(capsys):
