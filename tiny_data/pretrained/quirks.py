@@ -6,6 +6,8 @@ lvt_half..., lvt_quarter_8...   LVT with these shares; one gate, _two_gates (q a
 motionformer_orthoformer        trajectory attention, prototypes chosen as in the released code
 """
 
+from functools import partial
+
 import torch
 import torch.nn as nn
 from einops import rearrange
@@ -17,22 +19,22 @@ ACTIVATIONS = dict(tanh=nn.Tanh(), relu=nn.ReLU(), gelu=nn.GELU())
 ACTIVATIONS |= dict.fromkeys(("gelu_fast", "gelu_new", "gelu_pytorch_tanh"), nn.GELU("tanh"))
 
 
-def segments(T, segment):
-    """How many segments of so many frames a clip has; None is the whole clip."""
+def from_other_frames(x, grid, moved, segment=None):
+    """Channels of the joined heads of x (B, h, N, d) from the next and the previous frame, inside
+    segments of so many frames; None is the whole clip."""
+    (T, _, _), h, C = grid, x.shape[1], va.count_class_tokens(x, grid)
     assert T % (segment or T) == 0, f"T={T} is no multiple of segment={segment}"
-    return T // (segment or T)
+    x = rearrange(va.into_groups(x, grid, FRAMES), "BT h L d -> BT 1 L (h d)")
+    x = va.mix_frames(x, segment or T, moved=moved)  # (B*T, 1, c + S, D)
+    x = rearrange(x, "BT 1 L (h d) -> BT h L d", h=h)
+    return va.out_of_groups(x, grid, FRAMES, C)  # (B, h, N, d)
 
 
 def joined_heads_attention(q, k, v, grid, moved=0.5, segment=None):
-    """X-ViT's mixing (82ca176, slowfast/models/temporal_shift.py:44): slices of the joined heads, in
-    segments of frames. So mostly whole heads come from the next frame, the previous or their own.
-    """
-    T, h, C = grid[0], q.shape[1], va.count_class_tokens(q, grid)
-    q, k, v = (va.into_groups(x, grid, FRAMES) for x in (q, k, v))  # each (B*T, h, c + S, d)
-    k, v = (rearrange(x, "BT h L d -> BT 1 L (h d)") for x in (k, v))  # each (B*T, 1, c + S, D)
-    k, v = (va.mix_frames(x, T // segments(T, segment), moved=moved) for x in (k, v))
-    k, v = (rearrange(x, "BT 1 L (h d) -> BT h L d", h=h) for x in (k, v))
-    return va.out_of_groups(va.attend(q, k, v), grid, FRAMES, C)  # (B, h, N, d)
+    """X-ViT's mixing (82ca176, slowfast/models/temporal_shift.py:44): slices of the joined heads. So
+    mostly whole heads come from the next frame, the previous or their own."""
+    k, v = (from_other_frames(x, grid, moved, segment) for x in (k, v))
+    return va.space_attention(q, k, v, grid)  # (B, h, N, d)
 
 
 class ReleasedLinearAttention(va.LinearAttention):
@@ -53,25 +55,17 @@ class ReleasedLinearAttention(va.LinearAttention):
         g_q, g_k = (va.fixation_gate(layer, q, k, v) for layer in (self.gate_q, self.gate_k))
         return va.attend_linearly(g_q * q, g_k * k, v)  # (B, h, N, d)
 
-    def from_other_frames(self, x, grid):
-        (T, H, W), n = grid, segments(grid[0], self.segment)
-        share = int(self.moved * x.shape[1] * x.shape[3] / 2 + 1e-6)
-        x = rearrange(x, "B h (n I) d -> (B n) h I d", n=n)
-        x = va.shift_from_neighbours(x, (T // n, H, W), va.NEXT_AND_PREVIOUS, share)
-        return rearrange(x, "(B n) h I d -> B h (n I) d", n=n)  # (B, h, T*S, d)
-
     def mechanism(self, q, k, v, grid):
         if self.moved > 0:
-            k, v = self.from_other_frames(k, grid), self.from_other_frames(v, grid)
+            k, v = (from_other_frames(x, grid, self.moved, self.segment) for x in (k, v))
         return super().mechanism(q, k, v, grid)
 
 
 def lvt_steps(gates, moved, segment=None, neighbours=True):
     """LVT's steps with 0, 1 or 2 gates; `neighbours` and `moved` are what is shifted in each."""
-    gated = dict(fixation=gates > 0, two_gates=gates == 2)
-    in_time = va.step(ReleasedLinearAttention, axis="time", neighbours=neighbours, **gated)
-    in_space = dict(axis="space", moved=moved, segment=segment)
-    return [in_time, va.step(ReleasedLinearAttention, **in_space, **gated)]
+    make = partial(va.step, ReleasedLinearAttention, fixation=gates > 0, two_gates=gates == 2)
+    in_time = make(axis="time", neighbours=neighbours)
+    return [in_time, make(axis="space", moved=moved, segment=segment)]
 
 
 def released_prototypes(q, k, count, start=0):
@@ -120,11 +114,10 @@ class ReleasedTransformer(va.VideoTransformer):
 def inverse_of_one_scale(A, iterations=6):
     """va.iterative_inverse, started from one column sum for the whole batch, so that clips influence
     each other: Nystromformer's "original", also in Motionformer's nystrom_helper.py."""
-    identity, Z = torch.eye(A.shape[-1]).to(A), A.mT / A.sum(dim=-2).max()
-    for _ in range(iterations):
-        AZ = A @ Z
-        Z = Z @ (13 * identity - AZ @ (15 * identity - AZ @ (7 * identity - AZ))) / 4
-    return Z
+    n, P = A.shape[:-2].numel(), A.shape[-1]
+    together = torch.block_diag(*A.view(n, P, P))  # as one matrix it has one scale
+    Z = va.iterative_inverse(together, iterations).view(n, P, n, P)
+    return Z.diagonal(dim1=0, dim2=2).movedim(-1, 0).reshape(A.shape)
 
 
 GATES = ("_no_gate", "", "_two_gates")
