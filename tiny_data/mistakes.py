@@ -25,6 +25,7 @@ import resource
 import signal
 import sys
 import tempfile
+import types
 from collections import Counter, namedtuple
 from pathlib import Path
 
@@ -237,16 +238,14 @@ def sample(source, count, seed, definition=None):
     return list(itertools.islice(usable, count))
 
 
-class NamedFirst:
-    """For pytest: the tests whose text names the definition come first."""
+def named_first(definition):
+    """A plugin for pytest: the tests whose text names the definition come first."""
+    name, text = re.compile(rf"\b{definition}\b"), functools.cache(inspect.getsource)
 
-    def __init__(self, definition):
-        self.definition = re.compile(rf"\b{definition}\b")
+    def pytest_collection_modifyitems(items):
+        items.sort(key=lambda item: not name.search(text(item.cls or item.function)))
 
-    @pytest.hookimpl(trylast=True)
-    def pytest_collection_modifyitems(self, items):
-        text = functools.cache(inspect.getsource)
-        items.sort(key=lambda item: not self.definition.search(text(item.cls or item.function)))
+    return types.SimpleNamespace(pytest_collection_modifyitems=pytest_collection_modifyitems)
 
 
 def survives(job):
@@ -260,7 +259,7 @@ def survives(job):
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     options = ["-xq", "-p", "no:cacheprovider", "-W", "ignore", "-k", ASKED]
-    return pytest.main([*options, str(TESTS)], plugins=[NamedFirst(definition)]) == 0
+    return pytest.main([*options, str(TESTS)], plugins=[named_first(definition)]) == 0
 
 
 def survivors_of(source, mistakes, processes):

@@ -171,25 +171,22 @@ def camera_walk(rng, batch, frames):
 
 
 # ==== WHAT THE OBJECT'S PATH IN THE IMAGE TELLS, WITH A MOVING CAMERA ============================
-def image_steps(frames=FRAMES):
-    """How many camera walks show these steps of the object to the right, and to the left.
+def path_odds(path=None):
+    """The chance (B,) of "right" given the paths (B, T, 2) of clips of SIZE columns and SPEED; left
+    out, given each path that "right" can have, all equally likely.
 
-    Two Counters of tuples of T - 1 steps in pixels modulo SIZE. Each step is the speed less the
-    camera's; played backwards, the same steps negated, in reverse order.
+    Each step in the image is the speed less the camera's, modulo SIZE; played backwards, the same
+    steps negated, in reverse order.
     """
-    walks = product(CAMERA_STEPS, repeat=frames - 1)
+    walks = product(CAMERA_STEPS, repeat=(FRAMES if path is None else path.shape[1]) - 1)
     right = [tuple((SPEED - step) % SIZE for step in walk) for walk in walks]
-    left = [tuple(-step % SIZE for step in reversed(walk)) for walk in right]
-    return Counter(right), Counter(left)
-
-
-def path_odds(path):
-    """The chance (B,) of "right" given the paths (B, T, 2) of clips of SIZE columns and SPEED."""
-    right, left = image_steps(path.shape[1])
-    steps = (path[:, 1:, 1] - path[:, :-1, 1]).round().long() % SIZE  # (B, T - 1)
-    counts = [(right[seen], left[seen]) for seen in map(tuple, steps.tolist())]
-    assert (0, 0) not in counts, f"no camera makes such a path with {SIZE=}, {SPEED=}"
-    return torch.tensor([r / (r + l) for r, l in counts])
+    left = Counter(tuple(-step % SIZE for step in reversed(walk)) for walk in right)
+    seen, right = right, Counter(right)
+    if path is not None:
+        steps = path.diff(dim=1)[..., 1].round().long() % SIZE  # (B, T - 1)
+        seen = [tuple(walk) for walk in steps.tolist()]
+    assert right.keys() | left >= set(seen), f"no camera makes such a path with {SIZE=}, {SPEED=}"
+    return torch.tensor([right[walk] / (right[walk] + left[walk]) for walk in seen])
 
 
 def path_tells(path):
@@ -198,14 +195,9 @@ def path_tells(path):
 
 
 def image_path_ceiling(path=None):
-    """The best accuracy with a moving camera for a model that sees the object's path alone.
-
-    With the paths (B, T, 2) of a set of clips, what is to be expected on that set; without, the
-    mean over all sets: of the clips that show the same steps, the more frequent label is the guess.
+    """The best accuracy with a moving camera for a model that sees the object's path alone: of the
+    clips that show the same steps, the more frequent label is the guess. With the paths (B, T, 2) of
+    a set of clips, what is to be expected on that set; without, the mean over all sets.
     """
-    if path is not None:
-        odds = path_odds(path)
-        return torch.maximum(odds, 1 - odds).mean().item()
-    right, left = image_steps()
-    most = sum(max(right[seen], left[seen]) for seen in right | left)
-    return most / (right.total() + left.total())
+    odds = path_odds(path).double()
+    return torch.maximum(odds, 1 - odds).mean().item()

@@ -1,12 +1,10 @@
 """Your own clips: frames of a file or an array to views, to a prediction, to an optimiser's groups.
 
-    numbers = sample_frames(count_frames("clip.mp4"), frames=8, stride=32)      # (1, 8)
-    video = views(decode("clip.mp4", numbers), size=224, family="timesformer")  # (3, 3, 8, 224, 224)
-    probabilities = predict_views(model.eval(), video)                          # (K,)
-
-No function pads: T belongs to the call, so a short clip is a short call.
+README.md beside this file has an example. No function pads: T belongs to the call, so a short clip
+is a short call.
 """
 
+import itertools
 import math
 
 import torch
@@ -48,12 +46,11 @@ def decode(path, numbers):
     """The RGB frames of these numbers (clips, T) as uint8 (clips, T, H, W, 3); no other is kept."""
     import av
 
-    order, kept = numbers.flatten().tolist(), {}
+    order = numbers.flatten().tolist()
     with av.open(path) as file:
-        for i, frame in zip(range(max(order) + 1), file.decode(video=0)):
-            if i in order:
-                kept[i] = torch.from_numpy(frame.to_ndarray(format="rgb24"))
-    return torch.stack([kept[i] for i in order]).unflatten(0, numbers.shape)
+        frames = enumerate(itertools.islice(file.decode(video=0), max(order) + 1))
+        kept = {i: frame.to_ndarray(format="rgb24") for i, frame in frames if i in order}
+    return torch.stack([torch.from_numpy(kept[i]) for i in order]).unflatten(0, numbers.shape)
 
 
 def to_video(frames, family, size):

@@ -1,7 +1,5 @@
 """What the papers' own code has computed, and what of this repository must give the same.
 
-    compare("tiny_data/pretrained/golden/motionformer_trajectory_orig.npz", torch.float64)
-
 golden/README.md says where each case is from. Sizes and options are read from a case's config, so
 that cases of other sizes are compared too.
 """
@@ -72,13 +70,11 @@ class Case:
         family = FAMILIES[self.kind] or config["model"]
         video = rearrange(self.x, f"{config['input_layout']} -> B C T H W")
         model = from_released(family, self.state, **self.told(family, video))
-        outputs = {}
-        for i, block in enumerate(model.blocks):
-            block.register_forward_hook(
-                lambda _, x, out, i=i: outputs.update({f"block{i}": out, f"into{i}": x[0]})
-            )
+        seen = []
+        for block in model.blocks:
+            block.register_forward_hook(lambda _, x, out: seen.append((x[0], out)))
         logits, grid = model(video), model.patches.grid(video.shape[2:])
-        outputs["embedded"] = outputs["into0"]
+        outputs = {"embedded": seen[0][0]} | {f"block{i}": out for i, (_, out) in enumerate(seen)}
         frames_apart = family in ("xvit", "lvt") or config.get("attention_type") == "space_only"
         for name, x in outputs.items():
             if frames_apart:

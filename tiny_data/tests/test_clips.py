@@ -2,7 +2,7 @@
 
 import doctest
 import sys
-import types
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -86,18 +86,15 @@ def test_other_frames_are_refused_and_the_family_has_no_default():
 def test_decode_keeps_what_is_asked_for_and_stops_there(monkeypatch):
     """With numbered frames in place of PyAV's."""
 
-    class File:
-        __enter__ = lambda self: self  # noqa: E731
-        __exit__ = lambda *_: None  # noqa: E731
-        demux = lambda self, video: [types.SimpleNamespace(size=n) for n in (5, 5, 5, 0)]  # noqa: E731
+    def decoded(video):
+        for i in range(8):
+            yield mock.Mock(**{"to_ndarray.return_value": np.full((2, 4, 3), i, np.uint8)})
+        pytest.fail("decoded too far")
 
-        def decode(self, video):
-            for i in range(8):
-                array = np.full((2, 4, 3), i, np.uint8)
-                yield types.SimpleNamespace(to_ndarray=lambda format, array=array: array)
-            pytest.fail("decoded too far")
-
-    monkeypatch.setitem(sys.modules, "av", types.SimpleNamespace(open=lambda path: File()))
+    package = mock.MagicMock()
+    file = package.open.return_value.__enter__.return_value
+    file.decode, file.demux.return_value = decoded, [mock.Mock(size=n) for n in (5, 5, 5, 0)]
+    monkeypatch.setitem(sys.modules, "av", package)
     numbers = torch.tensor([[1, 4, 7], [4, 5, 6]])
     frames = clips.decode("clip.mp4", numbers)
     assert frames.shape == (2, 3, 2, 4, 3) and frames[:, :, 0, 0, 0].equal(numbers.byte())
