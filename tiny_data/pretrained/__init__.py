@@ -5,10 +5,8 @@ Import it before a saved model of a release is built again: it adds the rows of 
 
 from . import quirks
 from .image import load_image_weights
-from .presets import PRESETS, preset
 from .quirks import ReleasedTransformer
-from .released import from_released
+from .released import PRESETS, from_released, preset
 
-__all__ = [
-    "PRESETS", "ReleasedTransformer", "from_released", "load_image_weights", "preset", "quirks",
-]  # fmt: skip
+__all__ = ["PRESETS", "ReleasedTransformer", "from_released", "load_image_weights", "preset"]
+__all__ += ["quirks"]

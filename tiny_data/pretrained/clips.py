@@ -10,7 +10,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from .presets import FAMILIES
+from .released import FAMILIES
 
 
 def sample_frames(total, frames, stride=1, clips=1, random=False):

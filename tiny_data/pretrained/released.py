@@ -1,5 +1,7 @@
-"""Released weights under the names of VideoTransformer: what is loaded, and what is refused."""
+"""Published models, by the table published.json, and released weights under the names of
+VideoTransformer: what is loaded, and what is refused."""
 
+import json
 import math
 import re
 import warnings
@@ -12,9 +14,12 @@ import torch.nn.functional as F
 import video_attention as va
 
 from .files import fill, read_weights, refuse
-from .presets import FAMILIES
 from .quirks import GATES, ReleasedTransformer, use_the_slip
 
+HERE = Path(__file__).parent
+PUBLISHED = json.loads((HERE / "published.json").read_text())
+PRESETS = {name: row["sizes"] for name, row in PUBLISHED["presets"].items()}
+FAMILIES = PUBLISHED["families"]
 SPACE_ONLY = dict(position="space", class_token="frame", norm_after_pool=True)  # TimeSformer's
 LINEAR_LAYERS = {None: [0], "tanh": [0, 2], "gelu": [1, 4]}  # of the classifier, by head_mlp
 DEPTHS = {192: 12, 384: 12, 512: 12, 768: 12, 1024: 24, 1280: 32}  # of published models, by width
@@ -24,13 +29,20 @@ PREFIX = re.compile(
 )
 AS_RELEASED = " (as released)"  # behind a key that has no name here
 NAMES = {}  # {section: [(released, here)]}
-for line in Path(__file__).with_name("names.txt").read_text().splitlines():
+for line in (HERE / "names.txt").read_text().splitlines():
     if line.startswith("["):
         rules = NAMES[line.strip("[]")] = []
     elif line.startswith("+"):
         rules.extend(NAMES[line[2:]])
     elif line and not line.startswith("#"):
         rules.append(line.split())
+
+
+def preset(name, **others):
+    """A published model, untrained: preset("lvt", depth=4); others are VideoTransformer's."""
+    if name not in PRESETS:
+        raise ValueError(f"preset {name!r} is unknown; one of {', '.join(PRESETS)}")
+    return va.VideoTransformer(**PRESETS[name] | others)
 
 
 def from_released(family, weights, slip=True, classifier="head", **given):

@@ -16,7 +16,7 @@ import torch
 import video_attention as va
 from tiny_data.pretrained import PRESETS, from_released, load_image_weights, preset, quirks
 from tiny_data.pretrained.golden import Case
-from tiny_data.pretrained.presets import PUBLISHED
+from tiny_data.pretrained.released import PUBLISHED
 
 WHOLE = {  # cases, and what from_released must be told
     "timesformer_divided": dict(heads=3),
