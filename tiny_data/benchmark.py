@@ -99,20 +99,12 @@ def counted(file, name, grid, dim, heads):
 
 def passes(file, name, args):
     """Two functions that run a layer on random tokens: forward, and forward and backward."""
-    dtype = getattr(torch, args.dtype)
-    layer = Layer(file, name, args.dim, args.heads).eval().to(args.device, dtype)
+    where = dict(device=args.device, dtype=getattr(torch, args.dtype))
+    layer = Layer(file, name, args.dim, args.heads).eval().to(**where)
     run = torch.compile(layer, fullgraph=True) if args.compile else layer
-    shape = (1, tokens_of(file, name, args.grid), args.dim)
-    x = torch.randn(shape, device=args.device, dtype=dtype, requires_grad=True)
-
-    def forward():
-        with torch.no_grad():
-            run(x, args.grid)
-
-    def both():
-        run(x, args.grid).sum().backward()
-
-    return {"forward": forward, "both": both}
+    x = torch.randn(1, tokens_of(file, name, args.grid), args.dim, **where, requires_grad=True)
+    forward = torch.no_grad()(lambda: run(x, args.grid))
+    return {"forward": forward, "both": lambda: run(x, args.grid).sum().backward()}
 
 
 def milliseconds(call, device):
