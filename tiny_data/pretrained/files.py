@@ -18,8 +18,7 @@ def read_weights(source, files=""):
             source = source[nesting]
     if not isinstance(source, dict) or not source:
         raise ValueError(f"needs a path or a dictionary of tensors, not {source!r}"[:2000])
-    floats = [key for key, x in source.items() if torch.is_tensor(x) and x.is_floating_point()]
-    refuse("what is read", no_floats=[str(key) for key in source if key not in floats])
+    refuse("what is read", no_dense_floats=[str(k) for k, x in source.items() if not is_dense(x)])
     dtype = torch.get_default_dtype()
     return {key: x.detach().to("cpu", dtype, copy=True) for key, x in source.items()}
 
@@ -37,6 +36,11 @@ def read_file(path):
     except Exception as error:  # of many kinds, with advice that must not reach a user
         text = f"{path} is cut short, no file of weights, or holds more than tensors"
         raise ValueError(f"{text} ({type(error).__name__})") from None
+
+
+def is_dense(x):
+    dense = torch.is_tensor(x) and x.layout == torch.strided and not x.is_meta
+    return dense and x.is_floating_point() and 0 < x.numel() and 0 < x.ndim
 
 
 def refuse(source, **wrong):
