@@ -5,6 +5,7 @@ Figures are made in figures.py, statistics in tiny_data/study.py.
 
 import math
 import os
+import textwrap
 import time
 from functools import partial
 
@@ -93,6 +94,11 @@ def listed(names):
     """ "joint, window and mixing" """
     *first, last = [label(name) for name in names] or ["none"]
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def say(*parts):
+    """Print sentences, in lines that fit a page."""
+    print(textwrap.fill(" ".join(map(str, parts)), 94, break_on_hyphens=False))
 
 
 def passing(found, limit):

@@ -166,7 +166,7 @@ def dots(series, lines=None, caption=""):
 
 def learning_curves(runs, chance=0.5, caption=""):
     """{name: [(step, loss, accuracy), ...]} -> loss and accuracy as they were while training."""
-    figure, ((left, right),) = new_figure(1, 2, height=3.2)
+    figure, ((left, right),) = new_figure(1, 2, height=2.2)
     for name, curve in runs.items():
         step, loss, accuracy = np.array(curve).reshape(-1, 3).T
         style = dict(color=look(name).colour, marker=look(name).marker, label=label(name))

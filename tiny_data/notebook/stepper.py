@@ -59,21 +59,6 @@ class Source:
         return dict(file=self.file, start=self.start, lines=lines, words=first, idle=[*idle])
 
 
-def show_source(*things):
-    """Highlighted source as it stands in its file, docstrings folded away."""
-    markup, texts = "", []
-    for source in map(Source, things):
-        (first, last), title = source.docstring, f"{source.file}, line {source.start}"
-        lines, words = source.markup, html.escape("\n".join(source.lines[first:last]))
-        fold = f"<details><summary>docstring</summary>{words}</details>" if last else ""
-        code = fold.join(["\n".join(lines[:first]), "\n".join(lines[last:])])
-        markup += f'<div style="{BOX}overflow-x:auto;font-size:12px"><b>{title}</b>'
-        markup += f'<pre style="{LINES}">{code}</pre></div>'
-        texts.append(f"# {title}\n{source.text}")
-    return Picture(markup, "\n\n".join(texts))
-
-
-# ==== RUNNING LINE BY LINE =======================================================================
 class Trace:
     """Runs a function and keeps a step for each execution of a line that made a tensor.
 

@@ -200,13 +200,6 @@ def test_steppers_on_a_page_know_nothing_of_each_other(tmp_path):
     assert re.findall(r">step (\d) of 2<", page) == ["1", "2"] and page.count("<canvas") == 8
 
 
-def test_source_is_as_in_the_file():
-    source = stepper.show_source(va.TrajectoryAttention)
-    number, lines = int(re.search(r"line (\d+)", source.text)[1]), source.text.splitlines()[1:]
-    file = (refresh.ROOT / "video_attention.py").read_text().splitlines()
-    assert file[number - 1 : number - 1 + len(lines)] == lines
-
-
 def test_pictures_have_texts_and_fit(monkeypatch):
     monkeypatch.setattr(figures, "SHARP", 0.5)
     clips, found = moving_objects(2, seed=0), {"joint": [0.7, 0.8], "space": [0.5]}
