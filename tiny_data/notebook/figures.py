@@ -211,7 +211,9 @@ def maps(of, query, video=None, patch=4, caption=""):
     """
     T, H, W = next(iter(of.values())).shape
     rows = len(of) + (video is not None)
-    figure, axes = new_figure(rows, T, min(8.6, 1.6 * T + 1.6), rows * 1.5 * H / W + 0.6)
+    width = min(8.6, 1.6 * T + 1.6)
+    tall = max(min(1.5, (width - 0.9) / T) * H / W, 0.75)  # a label's room
+    figure, axes = new_figure(rows, T, width, rows * tall + 0.6)
     if video is not None:
         for t, frame in enumerate(pixels(video)[:T]):
             axes[0, t].imshow(frame)
@@ -224,7 +226,8 @@ def maps(of, query, video=None, patch=4, caption=""):
             axis.imshow(values[t], cmap=WEIGHTS, vmin=0, vmax=values.max())
             lattice(axis, H, W, 1, "#cccccc")
             outline(axis, query, t)
-        line[0].set_ylabel(f"{label(name)}\nlargest {values.max():.2f}", fontsize=8)
+        largest = f"{values.max():.2f}" if values.max() >= 0.01 else f"{values.max():.1g}"
+        line[0].set_ylabel(f"{label(name)}\nlargest {largest}", fontsize=8)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
     for t, axis in enumerate(axes[0]):
