@@ -44,21 +44,11 @@ from tqdm import tqdm
 
 import video_attention as va
 
-from . import SCHEMES
+from . import SCHEMES, copy
 from .moving_objects import FRAMES, SIZE, image_path_ceiling, make, moving_objects, path_tells
 
 RESULTS = Path(__file__).with_name("study.json")
 BATCH, RATE, WARM_UP = 32, 3e-3, 20  # clips a step, AdamW's peak rate, steps to get there
-def code_hash(source):
-    """A hash of what Python source does: comments, docstrings and layout are left out."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            node.value.value = ""
-    return sha256(ast.dump(tree).encode()).hexdigest()[:12]
-
-
-FILE = code_hash(Path(va.__file__).read_text())  # which state of video_attention.py
 EVERY, TEST = 25, 2048  # steps that a point of the curve is the mean of; test clips
 MODEL = dict(dim=48, depth=1, heads=4, mlp_ratio=2, num_classes=2, patch_size=4)
 MODEL |= dict(class_token="none", head="mean")
@@ -153,6 +143,21 @@ def all_jobs():
         for chain, (name, seeds) in product(section.chains, section.models.items())
         if seed < seeds
     ]
+
+
+def code_hash(names=SCHEMES, source=copy.SOURCE):
+    """A hash of what models of these schemes do: comments, docstrings and layout are left out, and
+    so is what other schemes are made of."""
+    parts = ["PatchEmbedding", "PositionEmbedding", "Block", "MLP", "Head"]
+    parts += [part for name in names for part in copy.modules_of(name)]
+    needed = copy.closure(parts, source) | {"VideoTransformer"}
+    tree = ast.parse("\n".join(copy.definitions(source)[name] for name in sorted(needed)))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            node.value.value = ""
+    rows = [make.args for name in sorted(names) for make in va.ATTENTION[name]]
+    options = [[(key, getattr(x, "__name__", x)) for key, x in o.items()] for _, o in rows]
+    return sha256(f"{ast.dump(tree)} {options}".encode()).hexdigest()[:12]
 
 
 # ==== TRAINING AND TESTING =======================================================================
@@ -313,7 +318,7 @@ def this_run(device):
     """What a reader has to know about a run to repeat it."""
     name = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
     said = dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__)
-    said |= dict(device=f"{device} ({name})", date=str(date.today()), file=FILE)
+    said |= dict(device=f"{device} ({name})", date=str(date.today()), file=code_hash())
     return said | dict(command=" ".join(["python -m tiny_data.study", *sys.argv[1:]]))
 
 
@@ -345,9 +350,10 @@ def plan(jobs, results):
 
 def files_used(results):
     """With which states of the code of video_attention.py the results were recorded."""
-    files = {run["file"] for run in results["runs"]}
-    which = "today's" if files <= {FILE} else "another"
-    return f"recorded with {which} video_attention.py, {', '.join(files)}; today's is {FILE}"
+    names = {e["name"] for e in results["entries"]} & {*SCHEMES}
+    files, today = {run["file"] for run in results["runs"]}, code_hash(names or SCHEMES)
+    which = "today's" if files <= {today} else "another"
+    return f"recorded with {which} video_attention.py, {', '.join(files)}; today's is {today}"
 
 
 # ==== WHAT THE NUMBERS CARRY =====================================================================

@@ -178,7 +178,7 @@ def learning_curves(runs, chance=0.5, caption=""):
     right.set(xlabel="step", ylabel="accuracy on new clips", ylim=(0.4, 1.03))
     figure.legend(*right.get_legend_handles_labels(), loc="outside right upper", frameon=False)
     last = [f"{label(name)} {curve[-1][2]:.2f}" for name, curve in runs.items() if curve]
-    told = "accuracy on new clips at the end: " + ", ".join(last)
+    told = "accuracy on the clips of the last steps: " + ", ".join(last)
     return as_picture(
         figure, f"Loss and accuracy over steps; {told}", caption or f"Training, {told}."
     )

@@ -342,7 +342,7 @@ def sentence(name):
     if known.words:
         return f"A patch attends to {known.words}" + f": {known.why}" * bool(known.why) + "."
     text = " ".join((inspect.getdoc(definitions(name)[0]) or "").replace("`", "").split())
-    return re.match(r".*?[.](?= |$)|.*", text)[0]
+    return re.match(r".*?[.](?= |$)|.*", re.sub(": x.*", ".", text))[0]
 
 
 def headline(name):
