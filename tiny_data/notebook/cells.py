@@ -102,15 +102,6 @@ def say(*parts):
     print(textwrap.fill(" ".join(map(str, parts)), 94, break_on_hyphens=False))
 
 
-def passing(found, limit):
-    """{name: [value of each seed]} -> in how many seeds each is above the limit, in words."""
-    counts = {}
-    for name, values in found.items():
-        words = f"{sum(x > limit for x in values)} of {len(values)} seeds"
-        counts.setdefault(words, []).append(name)
-    return "; ".join(f"{listed(names)} in {words}" for words, names in counts.items())
-
-
 def whole(found, limit, every=True):
     """The names whose seeds are all above the limit, or, with every=False, none of them."""
     return [name for name, x in found.items() if (min(x) > limit if every else max(x) <= limit)]
