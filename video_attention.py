@@ -1293,6 +1293,7 @@ class VideoTransformer(nn.Module):
     patch_size  an int, (rows, columns) or (frames, rows, columns); patch_stride makes them overlap
     position    a kind of PositionEmbedding. From scratch "rotary" learns and tables may not start;
                 image weights and all released ones come with tables
+                Linear layers start as torch makes them: at D=768 with the usual deviation of .02
     registers   learned tokens of the clip, after its class token (DINOv2 has four)
     class_token "clip", "frame" or "none"; left out, by CLASS_TOKEN if the blocks agree, or "clip"
     head        "class" (class tokens, averaged), "mean" (patches, averaged), "temporal" (head_depth

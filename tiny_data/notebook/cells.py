@@ -73,7 +73,7 @@ def train_live(task, *names, device="cpu", **options):
         models[i], said = TRAINED[key]
         live.runs[name] = said["curve"]
         line = f"{label(name)}, {task}: {said['accuracy']:.3f} of {study.TEST:,} new clips"
-        print(f"{line}, {said['steps']} steps, {said['waited']:.0f} s")
+        print(f"{line}, {said['waited']:.0f} s")
         if said["interrupted"]:
             del TRAINED[key]
             print("stopped; what was not trained is as it was built")
