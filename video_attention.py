@@ -521,11 +521,11 @@ def mixing_attention(q, k, v, grid, window=1, moved=0.5, summary=False):
     q, k, v = (into_groups(x, grid, IN_FRAMES) for x in (q, k, v))  # each (B*T, h, c + S, d)
     k_mixed = mix_frames(k, T, window, moved)  # (B*T, h, c + S, d)
     v_mixed = mix_frames(v, T, window, moved)  # (B*T, h, c + S, d)
-    # out_st = sum_s' softmax_s'(q_st . k~_s't / sqrt(d)) v~_s't
-    if summary:
+    if summary:  # as below, and the means of all frames are keys and values too
         k_means, v_means = frame_means(k, T, C), frame_means(v, T, C)  # each (B, h, T, d)
         out = attend_with_means(q, k_mixed, v_mixed, k_means, v_means, T)  # (B*T, h, c + S, d)
     else:
+        # out_st = sum_s' softmax_s'(q_st . k~_s't / sqrt(d)) v~_s't
         out = attend(q, k_mixed, v_mixed)  # (B*T, h, c + S, d)
     return out_of_groups(out, grid, IN_FRAMES, C)  # (B, h, N, d)
 

@@ -102,11 +102,6 @@ def heads_of(x, module):
     return rearrange(x, "B N (h d) -> B h N d", h=module.heads)
 
 
-def q_k_v(module, x):
-    """Queries, keys and values of a module, without rotary positions: each (B, h, N, d)."""
-    return tuple(heads_of(part, module) for part in module.qkv(x).chunk(3, dim=-1))
-
-
 def number_of(query, N, grid):
     """The number of the token that is asked about: of a patch (t, y, x), or a class token's."""
     C = N - math.prod(grid)

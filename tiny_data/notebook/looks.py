@@ -61,9 +61,6 @@ linear + fixation | purple | P | LVT | everything, with a gate for each feature 
     the gate says which features of queries and keys count
 LVT | purple | s | LVT | its position over time, then its frame, with neighbours' channels | \
     both steps are linear, and neighbours bring what an axis does not reach
-orthogonal | blue | o | | a choice of prototypes
-random | orange | s | | a choice of prototypes
-segments | green | ^ | | a choice of prototypes
 """
 
 
@@ -82,7 +79,7 @@ TABLE = {name: Look(row[0], COLOURS[row[1]], *row[2:]) for name, row in zip(NAME
 
 
 def look(name):
-    """How a scheme, or a choice of prototypes, is drawn and named."""
+    """How a scheme is drawn and named."""
     return TABLE.get(name, Look(str(name)))
 
 

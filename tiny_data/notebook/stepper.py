@@ -26,7 +26,6 @@ import video_attention as va
 
 from .figures import BOX, Picture
 
-LINES = "font:12.5px/1.35 monospace;margin:0;padding:0;background:#fff;color:#111;white-space:pre"
 HELPERS = (
     va.attend_in_groups, va.mix_frames, va.orthogonal_prototypes, va.most_orthogonal_subset,
     va.orthoformer_attention, va.landmark_inverse, va.favor_features, va.attend_linearly,
@@ -71,7 +70,7 @@ class Trace:
         self.tensors, self.numbers, before = [], {}, sys.gettrace()
         sys.settrace(self.enter)
         try:
-            self.result = function(*args, **options)
+            function(*args, **options)
         finally:
             sys.settrace(before)
 
@@ -204,11 +203,10 @@ def drawn(tensor, moved, S, known, made):
     return dict(shape=f"{tuple(value.shape)}", weights=bool(sides), blocks=blocks)
 
 
-def step_through(function, *args, tokens=(3, 2, 2), expected=None, into=HELPERS, **options):
+def step_through(function, *args, tokens=(3, 2, 2), into=HELPERS, **options):
     """Step through a run of a function: its lines, and the tensors that each execution made.
 
     tokens    the grid (T, H, W); inputs with T*H*W of something along an axis are tokens
-    expected  a tensor to compare with what the function returns
     into      functions to step through as well, the first time that they are called
     """
     sources = {source.code: source for source in map(Source, (*into, function))}
@@ -227,10 +225,6 @@ def step_through(function, *args, tokens=(3, 2, 2), expected=None, into=HELPERS,
         for name, i in step["new"].items():
             value = trace.tensors[i][0].float().numpy().round(2)
             text.append(f"{name} {value.shape}\n{value.squeeze()}")
-    if expected is not None:
-        difference = (trace.result - expected).abs().max().item()
-        data["note"] = f"largest difference to what was expected: {difference:.1e}"
-        text.append(data["note"])
     text, page = "\n".join(text).strip(), Path(__file__).with_name("stepper.html").read_text()
     parts = dict(BOX=BOX, TEXT=html.escape(text), DATA=json.dumps(data).replace("</", "<\\/"))
     return Picture(re.sub(r"{{(\w+)}}", lambda found: parts[found[1]], page), text)

@@ -56,7 +56,7 @@ def test_a_map_is_what_the_step_pays(name, i):
 def test_maps_against_definitions():
     x = torch.randn(2, 31, D).double()
     joint = random_module(va.ATTENTION["joint"][0])
-    q, k, _ = attention_maps.q_k_v(joint, x)
+    q, k, _ = joint.qkv(x).unflatten(2, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
     with torch.inference_mode():
         found = attention_maps.attention_map(joint, x, GRID, 0)  # the class token's
     assert (found - va.attention_weights(q, k)[:, :, 0]).abs().max() < 1e-12
